@@ -1,0 +1,1 @@
+"""Weft engine: broker, worker, model and adapters."""

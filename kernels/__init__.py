@@ -1,0 +1,1 @@
+"""Functions on tensors: oracle, CPU form, Triton form. Import the leaf modules."""
