@@ -1,0 +1,138 @@
+"""Saved adapter states as files: one safetensors file each, written atomically.
+
+    <root>/<run>/weights/<name>.safetensors           fp32 master weights, moments, step
+    <root>/<run>/sampler_weights/<name>.safetensors   weights only
+
+The record that describes a file (rank, alpha, targets, base model, ...) is in its safetensors
+metadata, so a directory of such files is its own index. Listing needs no torch.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..client.errors import BadRequest, Conflict, NotFound
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KINDS = ("weights", "sampler_weights")
+SCHEME = "weft://"
+MAX_HEADER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """What a saved state is."""
+
+    path: str  # "weft://<run_id>/<kind>/<name>"
+    tenant: str
+    base_model: str
+    rank: int
+    alpha: float
+    train_attn: bool
+    train_mlp: bool
+    train_unembed: bool
+    step: int
+    created: float  # seconds since the epoch
+    user_metadata: dict[str, str] = field(default_factory=dict)
+
+
+def split_path(path: str) -> tuple[str, str, str]:
+    """Split "weft://<run_id>/<kind>/<name>" into its three parts; raises BadRequest."""
+    parts = path.removeprefix(SCHEME).split("/")
+    if not path.startswith(SCHEME) or len(parts) != 3 or parts[1] not in KINDS:
+        raise BadRequest(f"path {path!r} is not weft://<run>/weights/<name> or sampler_weights")
+    if any(part in ("", ".", "..") or "\x00" in part or "\\" in part for part in parts):
+        raise BadRequest(f"path {path!r} has an empty or forbidden part")
+    return parts[0], parts[1], parts[2]
+
+
+class CheckpointFiles:
+    """The directory of saved states of one engine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def file(self, path: str) -> Path:
+        """Where the state named by a weft:// path lies."""
+        run_id, kind, name = split_path(path)
+        return self.root / run_id.replace(":", "_") / kind / f"{name}.safetensors"
+
+    def save(
+        self, record: CheckpointRecord, tensors: "dict[str, Tensor]", overwrite: bool = False
+    ) -> int:
+        """Write a state so that it is there whole or not at all; returns its size in bytes.
+
+        Raises:
+            Conflict: the name is taken and `overwrite` is false.
+        """
+        from safetensors.torch import save_file
+
+        target = self.file(record.path)
+        if target.exists() and not overwrite:
+            raise Conflict(f"{record.path} exists; pass overwrite to replace it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, temporary, metadata={"weft": json.dumps(asdict(record))})
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            size = temporary.stat().st_size
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(target.parent)
+        return size
+
+    def load(self, path: str) -> "tuple[CheckpointRecord, dict[str, Tensor]]":
+        """Read a state; raises NotFound when there is none and BadRequest when it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        source = self.file(path)
+        if not source.is_file():
+            raise NotFound(f"no checkpoint {path}")
+        try:
+            return read_record(source), load_file(source)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BadRequest(f"checkpoint {path} is damaged: {error}") from error
+
+    def scan(self) -> list[tuple[CheckpointRecord, int]]:
+        """All states of this directory with their sizes in bytes; unreadable files are left out."""
+        found = []
+        for source in sorted(self.root.glob("*/*/*.safetensors")):
+            try:
+                found.append((read_record(source), source.stat().st_size))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found
+
+
+def read_record(source: Path) -> CheckpointRecord:
+    """Read the record from a file's safetensors header; raises ValueError when it is not one."""
+    with source.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        if not 0 < size <= MAX_HEADER_BYTES:
+            raise ValueError("not a safetensors file")
+        header = json.loads(handle.read(size))
+    fields = json.loads(header.get("__metadata__", {}).get("weft", "null"))
+    if not isinstance(fields, dict):
+        raise ValueError("not a checkpoint of weft")
+    return CheckpointRecord(**fields)
+
+
+def now() -> float:
+    """The creation time of a new record, seconds since the epoch."""
+    return time.time()
+
+
+def _sync_directory(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
