@@ -1,0 +1,252 @@
+"""Named arrays of a message to raw frames and back.
+
+Values are little-endian. `pack_arrays(..., compact=True)` looks for what need not be sent: targets
+that are the shifted input, and values that repeat. `unpack_arrays` trusts nothing: what a header
+declares is compared with the bytes that came before anything is allocated. Arrays of encoding
+"raw" decode to read-only views of the frames; frames that lie unaligned in memory are copied.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .limits import limit
+from .messages import Array
+from .wire import Buffer, Malformed
+
+NumpyArray = NDArray[Any]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "int32": np.dtype("<i4"),
+    "float32": np.dtype("<f4"),
+}
+ITEM_BYTES = 4  # of both dtypes
+
+_MAX_ELEMENTS = limit("array_elements")
+_MAX_DIMS = limit("array_dims")
+_MAX_FRAMES = limit("frames")
+
+
+# --- packing --------------------------------------------------------------------------------------
+
+
+def pack_arrays(
+    named: Mapping[str, NumpyArray], *, compact: bool = False
+) -> tuple[list[Array], list[memoryview]]:
+    """Describe arrays and lay them out as frames, without copying what is contiguous.
+
+    Args:
+        named: int32 or float32 arrays by name. With `compact`, "lengths" holds the elements of
+            each datum, and one-dimensional arrays as long as their sum are encoded.
+        compact: take the shortest encoding of each array; "tokens" and "lengths" stay raw.
+
+    Returns:
+        Descriptions, in the order of `named`, and the frames; both own or share the memory given.
+    """
+    arrays: list[Array] = []
+    frames: list[memoryview] = []
+    lengths = named["lengths"] if compact else None
+    tokens = named.get("tokens")
+    for name, values in named.items():
+        encoding, payload, value = "raw", values, 0.0
+        if lengths is not None and name not in ("tokens", "lengths") and values.ndim == 1:
+            encoding, payload, value = _shortest(values, lengths, tokens)
+        frame = -1
+        if encoding != "constant":
+            frame = len(frames)
+            frames.append(_frame(payload))
+        arrays.append(
+            Array(
+                name=name,
+                dtype=values.dtype.name,
+                shape=list(values.shape),
+                encoding=encoding,
+                frame=frame,
+                value=value,
+            )
+        )
+    return arrays, frames
+
+
+def changes_of(values: NumpyArray) -> NDArray[np.intp]:
+    """Indices i > 0 whose element differs in its bits from element i - 1."""
+    bits = values.view(np.int32)
+    return np.flatnonzero(bits[1:] != bits[:-1]) + 1
+
+
+def is_shifted(values: NumpyArray, tokens: NumpyArray, lengths: NumpyArray) -> bool:
+    """Whether every element but each datum's last equals the next token of that datum."""
+    if values.dtype != np.int32 or values.shape != tokens.shape or not len(values):
+        return False
+    same = values[:-1] == tokens[1:]
+    same[np.cumsum(lengths[:-1], dtype=np.int64) - 1] = True
+    return bool(same.all())
+
+
+def _shortest(
+    values: NumpyArray, lengths: NumpyArray, tokens: NumpyArray | None
+) -> tuple[str, NumpyArray, float]:
+    if not len(values):
+        return "raw", values, 0.0
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if tokens is not None and is_shifted(values, tokens, lengths):
+        return "shifted", values[ends - 1], 0.0
+    changes = changes_of(values)
+    if not len(changes):
+        return "constant", values, float(values[0])
+    if len(changes) < len(lengths) and np.isin(changes, ends).all():
+        return "per_datum", values[ends - 1], 0.0
+    if 2 * (len(changes) + 1) < len(values):
+        starts = np.concatenate(([0], changes))
+        counts = np.diff(starts, append=len(values)).astype(np.int32)
+        return "runs", np.concatenate((values[starts].view(np.int32), counts)), 0.0
+    return "raw", values, 0.0
+
+
+def _frame(values: NumpyArray) -> memoryview:
+    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    return memoryview(little.reshape(-1).view(np.uint8).data)
+
+
+# --- unpacking ------------------------------------------------------------------------------------
+
+
+def unpack_arrays(arrays: Sequence[Array], frames: Sequence[Buffer]) -> dict[str, NumpyArray]:
+    """Decode the arrays of a message.
+
+    Returns:
+        Arrays by name. Those of encoding "raw" are views of `frames` and live as long as they do.
+
+    Raises:
+        Malformed: a description contradicts itself, the other arrays, or the frames.
+    """
+    if len(frames) > _MAX_FRAMES:
+        raise Malformed(f"{len(frames)} frames, at most {_MAX_FRAMES}")
+    used: list[int] = []
+    decoded: dict[str, NumpyArray] = {}
+    for array in arrays:
+        _check(array, decoded)
+        decoded[array.name] = _read(array, frames, decoded)
+        if array.encoding != "constant":
+            used.append(array.frame)
+    if sorted(used) != list(range(len(frames))):
+        raise Malformed(f"{len(frames)} frames, of which arrays use {sorted(used)}")
+    return decoded
+
+
+def _check(array: Array, earlier: Mapping[str, NumpyArray]) -> None:
+    if array.name in earlier:
+        raise Malformed(f"array {array.name!r} is there twice")
+    if array.dtype not in DTYPES:
+        raise Malformed(f"array {array.name!r} has dtype {array.dtype!r}, not int32 or float32")
+    if not 1 <= len(array.shape) <= _MAX_DIMS:
+        raise Malformed(
+            f"array {array.name!r} has {len(array.shape)} dimensions, not 1 to {_MAX_DIMS}"
+        )
+    elements = 1
+    for size in array.shape:
+        if not 0 <= size <= _MAX_ELEMENTS:
+            raise Malformed(f"array {array.name!r} has shape {array.shape}")
+        elements *= size
+    if elements > _MAX_ELEMENTS:
+        raise Malformed(f"array {array.name!r} has {elements} elements, at most {_MAX_ELEMENTS}")
+
+
+def _read(array: Array, frames: Sequence[Buffer], earlier: Mapping[str, NumpyArray]) -> NumpyArray:
+    dtype = DTYPES[array.dtype]
+    if array.encoding == "constant":
+        return _constant(array, dtype)
+    if not 0 <= array.frame < len(frames):
+        raise Malformed(f"array {array.name!r} names frame {array.frame} of {len(frames)}")
+    frame = frames[array.frame]
+    match array.encoding:
+        case "raw":
+            elements = int(np.prod(array.shape, dtype=np.int64))
+            return _view(array, frame, elements, dtype).reshape(array.shape)
+        case "runs":
+            return _runs(array, frame, dtype)
+        case "per_datum":
+            lengths = _lengths(array, earlier)
+            return np.repeat(_view(array, frame, len(lengths), dtype), lengths)
+        case "shifted":
+            return _shifted(array, frame, earlier)
+    raise Malformed(f"array {array.name!r} has the unknown encoding {array.encoding!r}")
+
+
+def _view(
+    array: Array,
+    frame: Buffer,
+    elements: int,
+    dtype: np.dtype[Any],
+) -> NumpyArray:
+    num_bytes = len(memoryview(frame).cast("B")) if isinstance(frame, memoryview) else len(frame)
+    if num_bytes != elements * ITEM_BYTES:
+        raise Malformed(
+            f"array {array.name!r} ({array.encoding}, shape {array.shape}) needs "
+            f"{elements * ITEM_BYTES} bytes, its frame has {num_bytes}"
+        )
+    values: NumpyArray = np.frombuffer(frame, dtype)
+    if not values.flags.aligned:
+        values = values.copy()
+    values.flags.writeable = False
+    return values
+
+
+def _one_dim(array: Array) -> int:
+    if len(array.shape) != 1:
+        raise Malformed(f"array {array.name!r} is {array.encoding} and has shape {array.shape}")
+    return array.shape[0]
+
+
+def _constant(array: Array, dtype: np.dtype[Any]) -> NumpyArray:
+    if array.frame != -1:
+        raise Malformed(f"array {array.name!r} is constant and names frame {array.frame}")
+    if array.dtype == "int32" and not (
+        array.value.is_integer() and -(2**31) <= array.value < 2**31
+    ):
+        raise Malformed(f"array {array.name!r} is int32 and holds {array.value}")
+    with np.errstate(over="ignore"):
+        return np.full(array.shape, array.value, dtype)
+
+
+def _lengths(array: Array, earlier: Mapping[str, NumpyArray]) -> NumpyArray:
+    """The lengths of a message's datums, which must add up to the elements of `array`."""
+    lengths = earlier.get("lengths")
+    if lengths is None or lengths.dtype != np.int32 or lengths.ndim != 1:
+        raise Malformed(f"array {array.name!r} is {array.encoding}, and no lengths come before it")
+    total = int(lengths.sum(dtype=np.int64))
+    if len(lengths) and int(lengths.min()) < 1:
+        raise Malformed(f"lengths hold {int(lengths.min())}")
+    if _one_dim(array) != total:
+        raise Malformed(f"array {array.name!r} has shape {array.shape}, lengths add up to {total}")
+    return lengths
+
+
+def _runs(array: Array, frame: Buffer, dtype: np.dtype[Any]) -> NumpyArray:
+    num_runs, rest = divmod(memoryview(frame).nbytes, 2 * ITEM_BYTES)
+    if rest:
+        raise Malformed(f"array {array.name!r} is runs in a frame of {memoryview(frame).nbytes}")
+    both = _view(array, frame, 2 * num_runs, DTYPES["int32"])
+    values, counts = both[:num_runs].view(dtype), both[num_runs:]
+    total = int(counts.sum(dtype=np.int64))
+    if num_runs and int(counts.min()) < 1:
+        raise Malformed(f"array {array.name!r} has a run of {int(counts.min())}")
+    if _one_dim(array) != total:
+        raise Malformed(f"array {array.name!r} has shape {array.shape}, its runs hold {total}")
+    return np.repeat(values, counts)
+
+
+def _shifted(array: Array, frame: Buffer, earlier: Mapping[str, NumpyArray]) -> NumpyArray:
+    lengths = _lengths(array, earlier)
+    tokens = earlier.get("tokens")
+    if array.dtype != "int32" or tokens is None or tokens.dtype != np.int32:
+        raise Malformed(f"array {array.name!r} is shifted, and no tokens come before it")
+    if list(tokens.shape) != array.shape:
+        raise Malformed(f"array {array.name!r} has {array.shape} elements, tokens {tokens.shape}")
+    values = np.empty(array.shape, DTYPES["int32"])
+    values[:-1] = tokens[1:]
+    ends = np.cumsum(lengths, dtype=np.int64) - 1
+    values[ends] = _view(array, frame, len(lengths), DTYPES["int32"])
+    return values

@@ -1,0 +1,53 @@
+"""Every bound of the system in one table: its default, and what happens when it is reached."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One row of the table of limits."""
+
+    default: float
+    unit: str  # "bytes", "tokens", "count", "s"
+    code: str  # the error of `errors.CODES` it gives, "" when it only sets a pace
+    meaning: str
+
+
+LIMITS: dict[str, Limit] = {
+    # A message.
+    "header_bytes": Limit(65_536, "bytes", "too_large", "one encoded message header"),
+    "header_items": Limit(16_384, "count", "malformed", "elements of one list or map of a header"),
+    "header_depth": Limit(8, "count", "malformed", "lists and maps inside each other in a header"),
+    "frames": Limit(64, "count", "malformed", "raw frames of one message"),
+    "part_bytes": Limit(1_000_000, "bytes", "too_large", "raw frames of one message together"),
+    "parts": Limit(4096, "count", "too_large", "parts of one call or answer"),
+    "array_elements": Limit(4_194_304, "count", "malformed", "elements of one decoded array"),
+    "array_dims": Limit(4, "count", "malformed", "dimensions of one array"),
+    "stops": Limit(256, "count", "too_large", "stop tokens or stop strings of one request"),
+    "name_length": Limit(128, "count", "bad_request", "characters of a checkpoint's name"),
+    "metadata_items": Limit(64, "count", "bad_request", "entries of a user_metadata"),
+    "metadata_length": Limit(1024, "count", "bad_request", "characters of one metadata value"),
+    # A call.
+    "rank": Limit(256, "count", "bad_request", "rank of an adapter"),
+    "num_samples": Limit(4096, "count", "too_large", "samples of one request"),
+    # A client.
+    "unanswered_bytes": Limit(1 << 30, "bytes", "busy", "a client's calls without an answer"),
+    "connect_s": Limit(8, "s", "disconnected", "a client's wait for the first answer of a server"),
+    "heartbeat_s": Limit(3, "s", "", "silence after which a peer sends a heartbeat"),
+    "liveness_s": Limit(20, "s", "", "silence after which a client connects anew"),
+    "reconnect_s": Limit(3600, "s", "disconnected", "a client's wait for a server that went away"),
+    "busy_s": Limit(3600, "s", "busy", "a client's retries of one request that meets busy"),
+    # A broker.
+    "held_commands": Limit(1024, "count", "busy", "commands of one run that wait for a number"),
+    "lane_requests": Limit(8192, "count", "busy", "requests of one lane that wait for a worker"),
+    "lane_bytes": Limit(256 << 20, "bytes", "busy", "payload of one lane that waits for a worker"),
+    "sessions": Limit(1024, "count", "busy", "sessions at a time"),
+    "result_ttl_s": Limit(600, "s", "result_expired", "an answer that is not acknowledged"),
+    "session_ttl_s": Limit(3600, "s", "session_expired", "silence that ends a session"),
+    "worker_expiry_s": Limit(15, "s", "run_lost", "silence after which a worker counts as dead"),
+}
+
+
+def limit(name: str) -> int:
+    """The default of a limit that is counted in whole units."""
+    return int(LIMITS[name].default)

@@ -1,0 +1,411 @@
+"""The vocabulary of the wire: one frozen record for each kind of message header.
+
+A message is multipart: one header (`wire.py` turns it into bytes) and zero or more raw frames,
+which the header's `arrays` describe. Headers are closed: an unknown key, a missing one or a wrong
+type is refused by name. This file says what exists; it neither packs nor sends.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+PROTOCOL_VERSION = 1
+SPOKEN_VERSIONS = (1,)  # N and N-1, once there is an N-1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Array:
+    """Where one named array of a message lies and how it is encoded.
+
+    encoding:
+        "raw"        frame holds the values, little-endian, C order
+        "constant"   every element of `shape` is `value`; no frame
+        "per_datum"  frame holds one value a datum, to be repeated by the call's `lengths`
+        "runs"       frame holds m values, then m int32 counts: each value repeated so often
+        "shifted"    int32 only: element i is the next input token of the same datum; frame holds
+                     the last element of each datum
+    """
+
+    name: str
+    dtype: str  # "int32" or "float32"
+    shape: list[int]  # of the decoded array
+    encoding: str = "raw"
+    frame: int = -1  # index among the message's raw frames, -1 for "constant"
+    value: float = 0.0  # of "constant"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """One base model that can be trained and sampled."""
+
+    name: str  # what `weft serve` was given
+    aliases: list[str] = field(default_factory=list)  # other names clients may use
+    vocab_size: int
+    max_context: int  # tokens
+    max_rank: int
+    tokenizer: str = ""  # directory or hub name, "" when there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Base of all headers."""
+
+    kind: ClassVar[str]
+
+
+# --- a connection ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello(Header):
+    """First message of a client; also sent again after a reconnect, with the same session."""
+
+    kind: ClassVar[str] = "hello"
+    versions: list[int]
+    session_id: str  # 32 hex digits, chosen by the client
+    api_key: str = ""
+    client: str = ""  # name and version, for the log
+    user_metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome(Header):
+    kind: ClassVar[str] = "welcome"
+    version: int
+    session_id: str
+    server: str  # name and version
+    models: list[ModelCard]
+    limits: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat(Header):
+    """Sent by both sides when they have been silent; answered with nothing but traffic."""
+
+    kind: ClassVar[str] = "heartbeat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodbye(Header):
+    """Ends a session: unstarted commands fail, its runs stay the tenant's."""
+
+    kind: ClassVar[str] = "goodbye"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume(Header):
+    """Asks after a reconnect which of these requests the broker knows."""
+
+    kind: ClassVar[str] = "resume"
+    request_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known(Header):
+    """The subset of a `Resume` that need not be sent again; finished ones are answered anew."""
+
+    kind: ClassVar[str] = "known"
+    request_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack(Header):
+    """The client has these answers; the broker may forget them."""
+
+    kind: ClassVar[str] = "ack"
+    request_ids: list[int]
+
+
+# --- requests; each is answered by Reply parts or one Failure -------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Header):
+    request_id: int  # unique in the session, from 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command(Request):
+    """An ordered request of one run. `seq` 0 creates the run; later numbers have no gaps."""
+
+    run_id: str  # "<session_id>:train:<n>"
+    seq: int
+    digest: bytes  # 16 bytes, blake2b over the header without request_id and digest, and the frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateRun(Command):
+    kind: ClassVar[str] = "create_run"
+    base_model: str
+    rank: int
+    alpha: float
+    seed: int
+    train_attn: bool
+    train_mlp: bool
+    train_unembed: bool
+    from_path: str = ""  # start from this saved state; rank, alpha and targets then come from it
+    with_optimizer: bool = False
+    user_metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBackward(Command):
+    """One part of one call. Arrays: tokens, lengths, and the loss function's inputs.
+
+    All parts of a call carry the same request_id, seq, loss and config; `digest` covers the part.
+    """
+
+    kind: ClassVar[str] = "forward_backward"
+    part: int
+    num_parts: int
+    num_datums: int  # in this part
+    num_tokens: int  # in this part
+    loss_fn: str
+    loss_fn_config: dict[str, float]
+    forward_only: bool
+    arrays: list[Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimStep(Command):
+    """AdamW with the fields of the official AdamParams."""
+
+    kind: ClassVar[str] = "optim_step"
+    learning_rate: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float  # decoupled
+    grad_clip_norm: float  # 0 means no clipping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveState(Command):
+    kind: ClassVar[str] = "save_state"
+    name: str
+    overwrite: bool = False
+    user_metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadState(Command):
+    kind: ClassVar[str] = "load_state"
+    path: str  # "weft://<run_id>/weights/<name>"
+    with_optimizer: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveForSampler(Command):
+    """Freezes the current weights: under a name (a file), or as an ephemeral sampler, or both."""
+
+    kind: ClassVar[str] = "save_for_sampler"
+    name: str = ""  # "" keeps no file
+    sampler_id: str = ""  # "<session_id>:sample:<n>", "" opens no sampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Void(Request):
+    """Uses up the sequence numbers first..last of a run that were reserved and will not be sent."""
+
+    kind: ClassVar[str] = "void"
+    run_id: str
+    first_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateSampler(Request):
+    """Opens a sampler on a base model or on saved sampler weights; exactly one is given."""
+
+    kind: ClassVar[str] = "create_sampler"
+    sampler_id: str
+    base_model: str = ""
+    model_path: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(Request):
+    """Draws continuations of one prompt. Arrays: tokens."""
+
+    kind: ClassVar[str] = "sample"
+    sampler_id: str
+    digest: bytes
+    num_tokens: int  # of the prompt
+    num_samples: int
+    max_tokens: int  # -1: up to the context
+    temperature: float
+    top_k: int  # -1: off
+    top_p: float
+    seed: int
+    stop_tokens: list[int]  # as given; the end-of-sequence token is added when default_stop
+    stop_strings: list[str]
+    default_stop: bool
+    prompt_logprobs: bool
+    arrays: list[Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseSampler(Request):
+    kind: ClassVar[str] = "close_sampler"
+    sampler_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseRun(Request):
+    """Gives up a run's device state; its saved checkpoints stay."""
+
+    kind: ClassVar[str] = "close_run"
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel(Request):
+    """Withdraws a request that has not started; `too_late` when it has."""
+
+    kind: ClassVar[str] = "cancel"
+    target_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query(Request):
+    """Reads the broker's books; the reply's result is plain data.
+
+    capabilities  {"models": [the fields of each ModelCard]}
+    run           subject a run id: {"run_id", "base_model", "rank", "alpha", "train_attn",
+                  "train_mlp", "train_unembed", "is_lost", "last_request_time", "user_metadata"}
+    runs          {"runs": [as above]}
+    checkpoints   subject a run id or "": {"checkpoints": [{"path", "time", "size_bytes",
+                  "user_metadata"}]}
+    sampler       subject a sampler id: {"sampler_id", "base_model", "model_path"}
+    status        whatever a person wants to know
+
+    Times are seconds since 1970.
+    """
+
+    kind: ClassVar[str] = "query"
+    what: str
+    subject: str = ""  # an id or path, where `what` needs one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch(Request):
+    """Turns the stream of `Event`s for this client on or off."""
+
+    kind: ClassVar[str] = "watch"
+    enabled: bool
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply(Header):
+    """One part of a success. Part 0 carries `result`; array names depend on the request.
+
+    create_run        {"run_id", "rank", "alpha", "base_model", "tokenizer", ...}
+    forward_backward  {"metrics": {"loss:sum": ...}} and logprobs [tokens of the part]
+    optim_step        {"metrics": {"unclipped_grad_l2:mean": ..., ...}}
+    save_state, save_for_sampler  {"path", "size_bytes"} as far as they apply
+    sample            {"stop_reasons": [...]}, arrays tokens, lengths, logprobs and, when asked
+                      for, prompt_logprobs [prompt], NaN first
+    """
+
+    kind: ClassVar[str] = "reply"
+    request_id: int
+    part: int = 0
+    num_parts: int = 1
+    result: dict[str, Any] = field(default_factory=dict)
+    arrays: list[Array] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure(Header):
+    """The request failed; `code` is one of `errors.CODES`. request_id 0: the connection's fault."""
+
+    kind: ClassVar[str] = "failure"
+    request_id: int
+    code: str
+    detail: str
+    retry_after_s: float = 0.0  # of `busy`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Header):
+    """Something a watcher may want to know; `name` says what, `fields` the particulars."""
+
+    kind: ClassVar[str] = "event"
+    name: str
+    fields: dict[str, Any]
+
+
+# --- broker and worker ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerHello(Header):
+    """First message of a worker, before it loads; `Heartbeat`s follow whatever it does."""
+
+    kind: ClassVar[str] = "worker_hello"
+    versions: list[int]
+    worker_id: str
+    secret: str  # given to the worker by whoever started it
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReady(Header):
+    """The model is loaded and warm. Credits bound the weighted tokens dispatched and unfinished."""
+
+    kind: ClassVar[str] = "worker_ready"
+    model: ModelCard
+    train_credit: int
+    sample_credit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch(Header):
+    """Broker to worker. The client's header frame and payload frames follow untouched."""
+
+    kind: ClassVar[str] = "dispatch"
+    dispatch_id: int  # one for all parts of a command
+    lease_epoch: int  # of the run, 0 for samples
+    lane: str  # "<tenant>/<session_id>", for the trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdraw(Header):
+    """Broker to worker: forget these dispatches if they have not started, and the things named."""
+
+    kind: ClassVar[str] = "withdraw"
+    dispatch_ids: list[int] = field(default_factory=list)
+    run_ids: list[str] = field(default_factory=list)
+    sampler_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Header):
+    """Worker to broker. A `Reply` header frame and its payload frames follow, to be passed on."""
+
+    kind: ClassVar[str] = "done"
+    dispatch_id: int
+    lease_epoch: int
+    part: int = 0
+    num_parts: int = 1
+    usage: dict[str, int] = field(default_factory=dict)  # e.g. {"train_tokens": 512}; part 0 only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Header):
+    """Worker to broker: the command failed and left no trace."""
+
+    kind: ClassVar[str] = "failed"
+    dispatch_id: int
+    lease_epoch: int
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop(Header):
+    """Broker to worker: finish what has started, refuse the rest, exit."""
+
+    kind: ClassVar[str] = "stop"

@@ -1,0 +1,293 @@
+"""Headers to bytes and back: msgpack maps, closed, bounded before anything is allocated.
+
+A header is a map of its fields and its `kind`. Decoding trusts nothing: an unknown kind or key, a
+missing key without a default, a repeated key, a wrong type, a number beyond 64 bits, deep nesting
+or a long list is refused with `Malformed`, which names it.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, cast, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from . import messages
+from .errors import BadRequest
+from .limits import limit
+from .messages import Array, Command, Header, ModelCard, Sample
+
+Buffer = bytes | bytearray | memoryview
+
+_MAX_BYTES = limit("header_bytes")
+_MAX_ITEMS = limit("header_items")
+_MAX_DEPTH = limit("header_depth")
+_MAX_INT = 2**63
+
+
+class Malformed(BadRequest):
+    """The bytes are not a message of this protocol."""
+
+    code = "malformed"
+
+
+def encode(header: Header) -> bytes:
+    """Encode a header.
+
+    Raises:
+        BadRequest: `too_large`, over the limit `header_bytes`.
+    """
+    return _pack(_to_map(header), header.kind)
+
+
+def decode(raw: Buffer) -> Header:
+    """Decode a header.
+
+    Raises:
+        Malformed: as said above.
+        BadRequest: `too_large`, over the limit `header_bytes`.
+    """
+    if len(raw) > _MAX_BYTES:
+        raise BadRequest(f"header of {len(raw)} bytes, at most {_MAX_BYTES}", "too_large")
+    try:
+        fields = msgpack.unpackb(
+            raw,
+            object_pairs_hook=_unique_keys,
+            ext_hook=_no_extension,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except Malformed:
+        raise
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise Malformed(f"header is not msgpack: {error or type(error).__name__}") from None
+    if not isinstance(fields, dict):
+        raise Malformed(f"header is a {type(fields).__name__}, not a map")
+    kind = fields.pop("kind", None)
+    record = _RECORDS.get(kind) if isinstance(kind, str) else None
+    if record is None:
+        raise Malformed(f"unknown kind of message {_short(kind)}")
+    return cast(Header, record.build(fields))
+
+
+def digest(header: Command | Sample, frames: Sequence[Buffer]) -> bytes:
+    """16 bytes over the content of a request: its header without ids of transport, and its frames.
+
+    The same command sent again has the same digest, whatever its `request_id`.
+    """
+    fields = _to_map(header)
+    fields["request_id"] = 0
+    fields["digest"] = b""
+    state = hashlib.blake2b(_pack(fields, header.kind), digest_size=16)
+    for frame in frames:
+        state.update(frame)
+    return state.digest()
+
+
+# --- how a record is read and written -------------------------------------------------------------
+
+Check = Callable[[Any, str], Any]
+
+
+class _Record:
+    """The fields of one dataclass, with what reads each of them."""
+
+    def __init__(self, cls: type[Any], name: str) -> None:
+        hints = get_type_hints(cls)
+        fields = dataclasses.fields(cls)
+        self.cls = cls
+        self.name = name
+        self.names = tuple(field.name for field in fields)
+        self.checks: dict[str, Check] = {
+            field.name: _check_for(hints[field.name]) for field in fields
+        }
+        self.plain = {
+            key: hint for key, hint in hints.items() if hint in _PLAIN and hint is not Any
+        }
+        self.paths = {field.name: f"{name}.{field.name}" for field in fields}
+        self.required = tuple(
+            field.name
+            for field in fields
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        nested = {"arrays": _ARRAY_VALUES, "models": _CARD_VALUES, "model": _CARD_VALUES}
+        self.nested = {key: nested[key] for key in self.names if key in nested}
+
+    def build(self, fields: dict[str, Any]) -> Any:
+        plain, checks, paths = self.plain, self.checks, self.paths
+        for key, value in fields.items():
+            wanted = plain.get(key)
+            if type(value) is wanted and (wanted is not int or value < _MAX_INT):
+                continue
+            check = checks.get(key)
+            if check is None:
+                raise Malformed(f"{self.name} has no field {_short(key)}")
+            fields[key] = check(value, paths[key])
+        if len(fields) < len(self.names):
+            for key in self.required:
+                if key not in fields:
+                    raise Malformed(f"{self.name} lacks {key!r}")
+        return self.cls(**fields)
+
+
+def _to_map(header: Header) -> dict[str, Any]:
+    record = _RECORDS[header.kind]
+    fields: dict[str, Any] = {"kind": header.kind}
+    for key in record.names:
+        fields[key] = getattr(header, key)
+    for key, values in record.nested.items():
+        value = fields[key]
+        if isinstance(value, list):
+            fields[key] = [values(item) for item in value]
+        else:
+            fields[key] = values(value)
+    return fields
+
+
+def _mapper(cls: type[Any]) -> Callable[[Any], dict[str, Any]]:
+    names = tuple(field.name for field in dataclasses.fields(cls))
+    read = attrgetter(*names)
+    return lambda value: dict(zip(names, read(value), strict=True))
+
+
+_ARRAY_VALUES = _mapper(Array)
+_CARD_VALUES = _mapper(ModelCard)
+
+
+def _pack(fields: dict[str, Any], kind: str) -> bytes:
+    raw = cast(bytes, msgpack.packb(fields))
+    if len(raw) > _MAX_BYTES:
+        raise BadRequest(
+            f"the header of {kind} takes {len(raw)} bytes, at most {_MAX_BYTES}", "too_large"
+        )
+    return raw
+
+
+def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise Malformed("header repeats a key")
+    return fields
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise Malformed(f"header holds msgpack extension {code}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _wrong(value: object, path: str, wanted: str) -> Malformed:
+    return Malformed(f"{path} is {_short(value)} ({type(value).__name__}), not {wanted}")
+
+
+def _int(value: Any, path: str) -> int:
+    if type(value) is not int or not -_MAX_INT <= value < _MAX_INT:
+        raise _wrong(value, path, "a 64-bit int")
+    return value
+
+
+def _float(value: Any, path: str) -> float:
+    if type(value) is float:
+        return value
+    if type(value) is not int:
+        raise _wrong(value, path, "a float")
+    return float(value)
+
+
+def _str(value: Any, path: str) -> str:
+    if type(value) is not str:
+        raise _wrong(value, path, "a str")
+    return value
+
+
+def _bool(value: Any, path: str) -> bool:
+    if type(value) is not bool:
+        raise _wrong(value, path, "a bool")
+    return value
+
+
+def _bytes(value: Any, path: str) -> bytes:
+    if type(value) is not bytes:
+        raise _wrong(value, path, "bytes")
+    return value
+
+
+def _any(value: Any, path: str, depth: int = 2) -> Any:
+    kind = type(value)
+    if value is None or kind in (str, bool, bytes, float):
+        return value
+    if kind is int:
+        return _int(value, path)
+    if depth >= _MAX_DEPTH:
+        raise Malformed(f"{path} is nested deeper than {_MAX_DEPTH}")
+    if kind is list:
+        return [_any(item, path, depth + 1) for item in value]
+    if kind is dict:
+        return {_str(key, path): _any(item, path, depth + 1) for key, item in value.items()}
+    raise _wrong(value, path, "plain data")
+
+
+def _list_of(check: Check) -> Check:
+    def read(value: Any, path: str) -> list[Any]:
+        if type(value) is not list:
+            raise _wrong(value, path, "a list")
+        return [check(item, path) for item in value]
+
+    return read
+
+
+def _dict_of(check: Check) -> Check:
+    def read(value: Any, path: str) -> dict[str, Any]:
+        if type(value) is not dict:
+            raise _wrong(value, path, "a map")
+        return {_str(key, path): check(item, path) for key, item in value.items()}
+
+    return read
+
+
+def _record_of(cls: type[Any]) -> Check:
+    record = _Record(cls, cls.__name__.lower())
+
+    def read(value: Any, path: str) -> Any:
+        if type(value) is not dict:
+            raise _wrong(value, path, "a map")
+        return record.build(value)
+
+    return read
+
+
+_PLAIN: dict[Any, Check] = {
+    int: _int,
+    float: _float,
+    str: _str,
+    bool: _bool,
+    bytes: _bytes,
+    Any: _any,
+}
+
+
+def _check_for(hint: Any) -> Check:
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    if get_origin(hint) is list:
+        return _list_of(_check_for(get_args(hint)[0]))
+    if get_origin(hint) is dict:
+        return _dict_of(_check_for(get_args(hint)[1]))
+    return _record_of(hint)
+
+
+def _kinds() -> dict[str, _Record]:
+    found: dict[str, _Record] = {}
+    for cls in vars(messages).values():
+        if isinstance(cls, type) and issubclass(cls, Header) and "kind" in vars(cls):
+            found[cls.kind] = _Record(cls, cls.kind)
+    return found
+
+
+_RECORDS = _kinds()
+KINDS: tuple[str, ...] = tuple(sorted(_RECORDS))
