@@ -70,15 +70,40 @@ def pack_arrays(
     return arrays, frames
 
 
-def changes_of(values: NumpyArray) -> NDArray[np.intp]:
-    """Indices i > 0 whose element differs in its bits from element i - 1."""
+def choose_encoding(
+    values: NumpyArray, lengths: NumpyArray, tokens: NumpyArray | None
+) -> tuple[str, NDArray[np.intp]]:
+    """The shortest encoding of a column, one value a token.
+
+    Args:
+        values: the column; values count as equal when their bits are.
+        lengths: elements of each datum, at least 1 each, as many together as there are values.
+        tokens: the column that targets may repeat, shifted by one.
+
+    Returns:
+        The encoding, and for "runs" and "per_datum" the indices where the value changes.
+    """
+    nothing = np.empty(0, np.intp)
+    if not len(values):
+        return "raw", nothing
+    if tokens is not None and _is_shifted(values, tokens, lengths):
+        return "shifted", nothing
     bits = values.view(np.int32)
-    return np.flatnonzero(bits[1:] != bits[:-1]) + 1
+    is_change = bits[1:] != bits[:-1]
+    num_changes = int(np.count_nonzero(is_change))
+    if num_changes == 0:
+        return "constant", nothing
+    if num_changes < len(lengths) < 2 * (num_changes + 1):
+        changes = np.flatnonzero(is_change) + 1
+        if np.isin(changes, np.cumsum(lengths, dtype=np.int64)).all():
+            return "per_datum", changes
+    if 2 * (num_changes + 1) < len(values):
+        return "runs", np.flatnonzero(is_change) + 1
+    return "raw", nothing
 
 
-def is_shifted(values: NumpyArray, tokens: NumpyArray, lengths: NumpyArray) -> bool:
-    """Whether every element but each datum's last equals the next token of that datum."""
-    if values.dtype != np.int32 or values.shape != tokens.shape or not len(values):
+def _is_shifted(values: NumpyArray, tokens: NumpyArray, lengths: NumpyArray) -> bool:
+    if values.dtype != np.int32 or values.shape != tokens.shape:
         return False
     same = values[:-1] == tokens[1:]
     same[np.cumsum(lengths[:-1], dtype=np.int64) - 1] = True
@@ -88,21 +113,18 @@ def is_shifted(values: NumpyArray, tokens: NumpyArray, lengths: NumpyArray) -> b
 def _shortest(
     values: NumpyArray, lengths: NumpyArray, tokens: NumpyArray | None
 ) -> tuple[str, NumpyArray, float]:
-    if not len(values):
-        return "raw", values, 0.0
-    ends = np.cumsum(lengths, dtype=np.int64)
-    if tokens is not None and is_shifted(values, tokens, lengths):
-        return "shifted", values[ends - 1], 0.0
-    changes = changes_of(values)
-    if not len(changes):
-        return "constant", values, float(values[0])
-    if len(changes) < len(lengths) and np.isin(changes, ends).all():
-        return "per_datum", values[ends - 1], 0.0
-    if 2 * (len(changes) + 1) < len(values):
-        starts = np.concatenate(([0], changes))
-        counts = np.diff(starts, append=len(values)).astype(np.int32)
-        return "runs", np.concatenate((values[starts].view(np.int32), counts)), 0.0
-    return "raw", values, 0.0
+    encoding, changes = choose_encoding(values, lengths, tokens)
+    match encoding:
+        case "constant":
+            return encoding, values, float(values[0])
+        case "shifted" | "per_datum":
+            return encoding, values[np.cumsum(lengths, dtype=np.int64) - 1], 0.0
+        case "runs":
+            starts = np.concatenate(([0], changes))
+            counts = np.diff(starts, append=len(values)).astype(np.int32)
+            return encoding, np.concatenate((values[starts].view(np.int32), counts)), 0.0
+        case _:
+            return encoding, values, 0.0
 
 
 def _frame(values: NumpyArray) -> memoryview:

@@ -1,0 +1,385 @@
+"""The values that calls take and give, with the names and defaults of the official SDK.
+
+Where a value comes as a list in that SDK it does here; the array behind it has the same name with
+`_np` appended.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .errors import BadRequest
+from .tensor_data import NumpyArray, TensorData, is_kept, to_array
+
+if TYPE_CHECKING:
+    import torch
+
+StopReason = Literal["length", "stop"]
+LossFnType = Literal["cross_entropy", "importance_sampling", "ppo"]
+ModelID = str
+
+# Loss inputs that may be given as plain lists, and what they hold.
+_LIST_DTYPES = {
+    "target_tokens": "int64",
+    "weights": "float32",
+    "advantages": "float32",
+    "logprobs": "float32",
+}
+
+
+# --- what a model reads ---------------------------------------------------------------------------
+
+
+class EncodedTextChunk:
+    """Token ids in a row."""
+
+    __slots__ = ("tokens_np",)
+
+    tokens_np: NumpyArray
+    type: Literal["encoded_text"] = "encoded_text"
+
+    def __init__(self, tokens: "Sequence[int] | NumpyArray | torch.Tensor") -> None:
+        if is_kept(tokens) and tokens.dtype.char != "f":
+            self.tokens_np = tokens
+        else:
+            self.tokens_np = to_array(tokens, "int64")
+        if self.tokens_np.ndim != 1:
+            raise BadRequest(f"tokens have shape {list(self.tokens_np.shape)}, not one dimension")
+
+    @property
+    def tokens(self) -> list[int]:
+        values: list[int] = self.tokens_np.tolist()
+        return values
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens_np)
+
+    def __repr__(self) -> str:
+        return f"EncodedTextChunk({self.length} tokens)"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EncodedTextChunk):
+            return NotImplemented
+        return np.array_equal(self.tokens_np, other.tokens_np)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ModelInputChunk = EncodedTextChunk
+
+
+class ModelInput:
+    """What a model reads: chunks of token ids, one after the other."""
+
+    __slots__ = ("chunks",)
+
+    chunks: list[EncodedTextChunk]
+
+    def __init__(self, chunks: Sequence[EncodedTextChunk]) -> None:
+        for chunk in chunks:
+            if not isinstance(chunk, EncodedTextChunk):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise BadRequest(
+                    f"a chunk of type {type(chunk).__name__} is not served; EncodedTextChunk is"
+                )
+        self.chunks = list(chunks)
+
+    @classmethod
+    def from_ints(cls, tokens: "Sequence[int] | NumpyArray | torch.Tensor") -> "ModelInput":
+        """One chunk of token ids."""
+        return cls([EncodedTextChunk(tokens)])
+
+    @classmethod
+    def empty(cls) -> "ModelInput":
+        return cls([])
+
+    @property
+    def length(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
+
+    def to_numpy(self) -> NumpyArray:
+        """All token ids in one array; with one chunk, that chunk's own."""
+        if len(self.chunks) == 1:
+            return self.chunks[0].tokens_np
+        if not self.chunks:
+            return np.empty(0, np.int32)
+        return np.concatenate([chunk.tokens_np for chunk in self.chunks])
+
+    def to_ints(self) -> list[int]:
+        values: list[int] = self.to_numpy().tolist()
+        return values
+
+    def append(self, chunk: EncodedTextChunk) -> "ModelInput":
+        """A new input with one more chunk."""
+        return ModelInput([*self.chunks, chunk])
+
+    def append_int(self, token: int) -> "ModelInput":
+        """A new input with one more token."""
+        return self.append(EncodedTextChunk([token]))
+
+    def __repr__(self) -> str:
+        return f"ModelInput({self.length} tokens)"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ModelInput):
+            return NotImplemented
+        return np.array_equal(self.to_numpy(), other.to_numpy())
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Datum:
+    """One training example: what the model reads, and one array a loss input.
+
+    Args:
+        model_input: the tokens, N of them.
+        loss_fn_inputs: arrays of N elements by name; plain lists for the names of the SDK's losses.
+
+    Raises:
+        BadRequest: a plain list under another name, or values that are not numbers.
+    """
+
+    __slots__ = ("loss_fn_inputs", "model_input")
+
+    model_input: ModelInput
+    loss_fn_inputs: dict[str, TensorData]
+
+    def __init__(
+        self,
+        model_input: ModelInput,
+        loss_fn_inputs: "Mapping[str, TensorData | Sequence[int] | Sequence[float] | NumpyArray | torch.Tensor]",
+    ) -> None:
+        self.model_input = model_input
+        self.loss_fn_inputs = {
+            name: value if isinstance(value, TensorData) else _loss_input(name, value)
+            for name, value in loss_fn_inputs.items()
+        }
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.loss_fn_inputs)
+        return f"Datum({self.model_input.length} tokens; {names})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Datum):
+            return NotImplemented
+        return (self.model_input, self.loss_fn_inputs) == (other.model_input, other.loss_fn_inputs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _loss_input(name: str, value: Any) -> TensorData:
+    if not isinstance(value, list | tuple):
+        return TensorData(value)
+    dtype = _LIST_DTYPES.get(name)
+    if dtype is None:
+        raise BadRequest(
+            f"loss input {name!r} is a plain list and has no known dtype; give a TensorData"
+        )
+    return TensorData(list(value), dtype)  # pyright: ignore[reportUnknownArgumentType]
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class SamplingParams:
+    """How to draw tokens."""
+
+    max_tokens: int | None = None  # None: up to the context
+    seed: int | None = None  # None: drawn once, by the client
+    stop: str | Sequence[str] | Sequence[int] | None = None  # None: end of sequence; []: nothing
+    temperature: float = 1.0  # 0: the likeliest token
+    top_k: int = -1  # -1: off
+    top_p: float = 1.0
+
+
+@dataclass(kw_only=True)
+class AdamParams:
+    """One step of AdamW."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0  # decoupled
+    grad_clip_norm: float = 0.0  # 0: no clipping
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """An adapter's shape."""
+
+    rank: int = 32
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+    alpha: float = 32.0  # scale is alpha / rank; not in the official SDK
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBackwardOutput:
+    """Of forward and forward_backward. The loss is `metrics["loss:sum"]`."""
+
+    loss_fn_output_type: str = "ArrayRecord"
+    loss_fn_outputs: list[dict[str, TensorData]]  # "logprobs" [N] of each datum
+    metrics: dict[str, float]  # names are `name:reduction`
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimStepResponse:
+    metrics: dict[str, float] | None = None  # "unclipped_grad_l2:mean" is always there
+
+
+class SampledSequence:
+    """One continuation. A stop token that ended it is its last token."""
+
+    __slots__ = ("logprobs_np", "sequence_id", "stop_reason", "tokens_np")
+
+    stop_reason: StopReason
+    tokens_np: NumpyArray
+    logprobs_np: NumpyArray | None
+    sequence_id: str
+
+    def __init__(
+        self,
+        *,
+        stop_reason: StopReason,
+        tokens: "Sequence[int] | NumpyArray",
+        logprobs: "Sequence[float] | NumpyArray | None" = None,
+        sequence_id: str = "",
+    ) -> None:
+        self.stop_reason = stop_reason
+        self.tokens_np = to_array(tokens, "int64")
+        self.logprobs_np = None if logprobs is None else to_array(logprobs, "float32")
+        self.sequence_id = sequence_id
+
+    @property
+    def tokens(self) -> list[int]:
+        values: list[int] = self.tokens_np.tolist()
+        return values
+
+    @property
+    def logprobs(self) -> list[float] | None:
+        """Of each token under the tempered distribution, before top_k and top_p."""
+        if self.logprobs_np is None:
+            return None
+        values: list[float] = self.logprobs_np.tolist()
+        return values
+
+    def __repr__(self) -> str:
+        return f"SampledSequence({len(self.tokens_np)} tokens, {self.stop_reason!r})"
+
+
+class SampleResponse:
+    """All continuations of one prompt."""
+
+    __slots__ = ("prompt_logprobs_np", "sequences")
+
+    sequences: list[SampledSequence]
+    prompt_logprobs_np: NumpyArray | None  # NaN first
+
+    def __init__(
+        self, *, sequences: list[SampledSequence], prompt_logprobs: NumpyArray | None = None
+    ) -> None:
+        self.sequences = sequences
+        self.prompt_logprobs_np = prompt_logprobs
+
+    @property
+    def prompt_logprobs(self) -> list[float | None] | None:
+        """Of each prompt token given those before it; None for the first."""
+        if self.prompt_logprobs_np is None:
+            return None
+        return [None if value != value else value for value in self.prompt_logprobs_np.tolist()]
+
+    def __repr__(self) -> str:
+        return f"SampleResponse({self.sequences!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveWeightsResponse:
+    path: str
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveWeightsForSamplerResponse:
+    path: str | None = None
+    sampling_session_id: str | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadWeightsResponse:
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelData:
+    arch: str | None = None
+    model_name: str | None = None
+    tokenizer_id: str | None = None  # a directory or hub name
+
+
+@dataclass(frozen=True, kw_only=True)
+class GetInfoResponse:
+    model_id: str  # the run's id
+    model_data: ModelData
+    is_lora: bool = True
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    model_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupportedModel:
+    model_name: str
+    max_context_length: int
+    trainable: bool = True
+    sampleable: bool = True
+    aliases: list[str] = field(default_factory=list[str])
+    vocab_size: int = 0
+    max_rank: int = 0
+    tokenizer: str = ""  # a directory or hub name, "" when there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class GetServerCapabilitiesResponse:
+    supported_models: list[SupportedModel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    training_run_id: str
+    base_model: str
+    model_owner: str = "local"
+    is_lora: bool = True
+    corrupted: bool = False  # its worker is gone, and what was not saved with it
+    lora_rank: int | None = None
+    last_request_time: float | None = None  # seconds since 1970
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    checkpoint_id: str  # "weights/<name>" or "sampler_weights/<name>"
+    checkpoint_type: Literal["training", "sampler"]
+    time: float  # seconds since 1970
+    tinker_path: str  # weft://<run_id>/<checkpoint_id>; the SDK's name for it
+    size_bytes: int | None = None
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRunsResponse:
+    training_runs: list[TrainingRun]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsListResponse:
+    checkpoints: list[Checkpoint]
