@@ -45,6 +45,25 @@ LIMITS: dict[str, Limit] = {
     "result_ttl_s": Limit(600, "s", "result_expired", "an answer that is not acknowledged"),
     "session_ttl_s": Limit(3600, "s", "session_expired", "silence that ends a session"),
     "worker_expiry_s": Limit(15, "s", "run_lost", "silence after which a worker counts as dead"),
+    "loading_expiry_s": Limit(120, "s", "run_lost", "the same while a worker loads its model"),
+    "stop_s": Limit(30, "s", "stopping", "wait for dispatched work when the broker stops"),
+    "retry_after_s": Limit(0.25, "s", "", "pause that `busy` asks for"),
+    "total_bytes": Limit(1 << 30, "bytes", "busy", "payload of all lanes that waits for a worker"),
+    "result_bytes": Limit(256 << 20, "bytes", "result_expired", "kept answers of one session"),
+    "total_result_bytes": Limit(1 << 30, "bytes", "result_expired", "kept answers of all sessions"),
+    "runs": Limit(64, "count", "busy", "open runs of one session"),
+    "total_runs": Limit(1024, "count", "busy", "open runs of all sessions"),
+    "expired_runs": Limit(64, "count", "run_lost", "runs on workers whose session has ended"),
+    "samplers": Limit(1024, "count", "busy", "open samplers of one session"),
+    "watchers": Limit(64, "count", "busy", "clients that watch events"),
+    "void_ranges": Limit(1024, "count", "busy", "ranges of one run that are voided ahead of time"),
+    "checkpoints": Limit(65_536, "count", "too_large", "checkpoints of one tenant"),
+    # Weighted tokens, the currency of lanes and of a worker's credit.
+    "forward_weight": Limit(1, "tokens", "", "a token of a forward call, or of a prompt"),
+    "backward_weight": Limit(3, "tokens", "", "a token of a forward_backward call"),
+    "decode_weight": Limit(4, "tokens", "", "a token to be sampled"),
+    "request_weight": Limit(64, "tokens", "", "any other request that a worker serves"),
+    "quantum": Limit(4096, "tokens", "", "what a lane is granted when its turn comes"),
 }
 
 

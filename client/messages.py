@@ -284,6 +284,7 @@ class Query(Request):
     kind: ClassVar[str] = "query"
     what: str
     subject: str = ""  # an id or path, where `what` needs one
+    offset: int = 0  # of the first entry of a list; the answer's "next" is -1 after the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
