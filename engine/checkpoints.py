@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..client.errors import BadRequest, Conflict, NotFound
+from ..client.paths import parse_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = ("weights", "sampler_weights")
-SCHEME = "weft://"
 MAX_HEADER_BYTES = 64 << 20
 
 
@@ -41,16 +40,6 @@ class CheckpointRecord:
     user_metadata: dict[str, str] = field(default_factory=dict)
 
 
-def split_path(path: str) -> tuple[str, str, str]:
-    """Split "weft://<run_id>/<kind>/<name>" into its three parts; raises BadRequest."""
-    parts = path.removeprefix(SCHEME).split("/")
-    if not path.startswith(SCHEME) or len(parts) != 3 or parts[1] not in KINDS:
-        raise BadRequest(f"path {path!r} is not weft://<run>/weights/<name> or sampler_weights")
-    if any(part in ("", ".", "..") or "\x00" in part or "\\" in part for part in parts):
-        raise BadRequest(f"path {path!r} has an empty or forbidden part")
-    return parts[0], parts[1], parts[2]
-
-
 class CheckpointFiles:
     """The directory of saved states of one engine."""
 
@@ -58,9 +47,9 @@ class CheckpointFiles:
         self.root = root
 
     def file(self, path: str) -> Path:
-        """Where the state named by a weft:// path lies."""
-        run_id, kind, name = split_path(path)
-        return self.root / run_id.replace(":", "_") / kind / f"{name}.safetensors"
+        """Where the state named by a weft:// path lies; raises BadRequest for no such path."""
+        parts = parse_path(path)
+        return self.root / parts.run_id.replace(":", "_") / parts.kind / f"{parts.name}.safetensors"
 
     def save(
         self, record: CheckpointRecord, tensors: "dict[str, Tensor]", overwrite: bool = False

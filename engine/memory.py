@@ -34,7 +34,8 @@ class MemoryPlan:
     kv: int
     reserve: int
     batch_tokens: int  # tokens of a train batch that fit
-    checkpoint_layers: bool  # whether activations are recomputed in backward
+    recompute_above_tokens: int  # a batch with more tokens recomputes its activations in backward
+    max_datum_tokens: int  # one sequence that fits, its activations recomputed
     num_pages: int
 
 
@@ -42,8 +43,8 @@ def plan_memory(free_bytes: int, request: MemoryRequest) -> MemoryPlan:
     """Divide `free_bytes` among weights, adapters, activations and the KV cache.
 
     A tenth stays in reserve. After the base weights and the fixed workspace, adapters take a half,
-    activations and pages a quarter each. Activations are recomputed when a batch of the wished
-    size would not fit otherwise; a batch that does not fit even then is made smaller.
+    activations and pages a quarter each. Batches whose activations would not fit recompute them in
+    backward; the wished batch is made smaller when it does not fit even so.
 
     Raises:
         BadRequest: the base model, its workspace and one sequence do not fit; says by how much.
@@ -61,14 +62,8 @@ def plan_memory(free_bytes: int, request: MemoryRequest) -> MemoryPlan:
     kv = max(left // 4, pages_for_one * request.page_bytes)
     activations = (left - kv) // 3
     adapters = left - kv - activations
-    plain = request.activation_bytes_per_token * request.batch_tokens
-    checkpoint_layers = plain > activations
-    per_token = (
-        request.checkpointed_bytes_per_token
-        if checkpoint_layers
-        else request.activation_bytes_per_token
-    )
-    batch_tokens = min(request.batch_tokens, max(1, activations // max(1, per_token)))
+    plain = activations // max(1, request.activation_bytes_per_token)
+    recomputed = activations // max(1, request.checkpointed_bytes_per_token)
     per_parameter = STATE_BYTES_PER_PARAMETER + KEPT_VERSIONS * request.adapter_parameter_bytes
     state = adapters * STATE_BYTES_PER_PARAMETER // per_parameter
     return MemoryPlan(
@@ -78,7 +73,8 @@ def plan_memory(free_bytes: int, request: MemoryRequest) -> MemoryPlan:
         activations=activations,
         kv=kv,
         reserve=reserve,
-        batch_tokens=batch_tokens,
-        checkpoint_layers=checkpoint_layers,
+        batch_tokens=max(1, min(request.batch_tokens, recomputed)),
+        recompute_above_tokens=plain,
+        max_datum_tokens=max(1, recomputed),
         num_pages=kv // request.page_bytes,
     )

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from weft.client.errors import BadRequest, Conflict, NotFound
-from weft.engine.checkpoints import CheckpointFiles, CheckpointRecord, split_path
+from weft.engine.checkpoints import CheckpointFiles, CheckpointRecord
 
 RECORD = CheckpointRecord(
-    path="weft://s:train:0/weights/first",
+    path="weft://00000000000000000000000000000000:train:0/weights/first",
     tenant="local",
     base_model="weft/tiny",
     rank=8,
@@ -59,7 +59,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_state_and_no_rubbish(
 
 def test_a_missing_or_damaged_state_is_named(tmp_path: Path) -> None:
     files = CheckpointFiles(tmp_path)
-    with pytest.raises(NotFound, match="no checkpoint weft://s:train:0/weights/first"):
+    with pytest.raises(NotFound, match="no checkpoint weft://00000000000000000000000000000000:train:0/weights/first"):
         files.load(RECORD.path)
     target = files.file(RECORD.path)
     target.parent.mkdir(parents=True)
@@ -71,14 +71,8 @@ def test_a_missing_or_damaged_state_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        "/etc/passwd",
-        "weft://a/weights",
-        "weft://a/other/b",
-        "weft://../weights/b",
-        "weft://a/weights/..",
-    ],
+    ["/etc/passwd", "weft://../weights/b", f"weft://{'0' * 32}:train:0/weights/.."],
 )
 def test_a_path_that_leaves_its_place_is_refused(path: str) -> None:
-    with pytest.raises(BadRequest, match="path"):
-        split_path(path)
+    with pytest.raises(BadRequest):
+        CheckpointFiles(Path()).file(path)

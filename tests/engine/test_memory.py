@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+
 from weft.client.errors import BadRequest
 from weft.engine.memory import MemoryRequest, plan_memory
 
@@ -25,19 +26,18 @@ def test_the_shares_add_up_to_no_more_than_is_free() -> None:
     ) + plan.reserve
     assert shares <= 16 * GB
     assert plan.batch_tokens == 2048
-    assert not plan.checkpoint_layers
+    assert plan.recompute_above_tokens >= 2048
 
 
 def test_activations_are_recomputed_when_the_batch_would_not_fit() -> None:
     plan = plan_memory(5 * GB, REQUEST)
-    assert plan.checkpoint_layers
+    assert plan.recompute_above_tokens < 2048
     assert plan.batch_tokens == 2048
 
 
 def test_the_batch_shrinks_when_even_recomputing_does_not_help() -> None:
     plan = plan_memory(5 * GB, dataclasses.replace(REQUEST, checkpointed_bytes_per_token=10**6))
-    assert plan.checkpoint_layers
-    assert 1 <= plan.batch_tokens < 2048
+    assert 1 <= plan.batch_tokens == plan.max_datum_tokens < 2048
 
 
 def test_pages_hold_at_least_one_full_sequence() -> None:
