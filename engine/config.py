@@ -93,6 +93,13 @@ class RopeScaling:
     high_freq_factor: float
     original_max_context: int  # tokens of pretraining
 
+    def __post_init__(self) -> None:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise BadRequest(
+                f"high_freq_factor {self.high_freq_factor} is not above "
+                f"low_freq_factor {self.low_freq_factor}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:

@@ -1,0 +1,163 @@
+"""The decoder of the Llama and Qwen family: one forward pass for training, prefill and decode.
+
+What attention looks at and which adapters the linears carry are handed in.
+T tokens, D model width, H query heads, G key and value heads, K head width, F feed-forward width.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Attention
+from .checkpoint_files import linear_name, read_weights
+from .config import MODULES, ModelConfig
+from .layers import rms_norm, swiglu
+from .linear import BaseLinear, DenseLinear, Linears
+from .rope import Rope, rotate
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Linears that read the same input, and their places in `ModelConfig.sites()`."""
+
+    bases: tuple[BaseLinear, ...]
+    sites: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The frozen parts of one decoder layer."""
+
+    index: int
+    attention_norm_D: Tensor
+    qkv: Group
+    q_norm_K: Tensor | None
+    k_norm_K: Tensor | None
+    o: Group
+    mlp_norm_D: Tensor
+    gate_up: Group
+    down: Group
+
+
+class Decoder:
+    """A frozen base model; holds weights and nothing that changes.
+
+    Args:
+        weights: the tensors of `expected_tensors(config)`, on one device in one dtype.
+        row_tile: 0, or the rows per matmul in deterministic mode; see `DenseLinear`.
+    """
+
+    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], row_tile: int = 0) -> None:
+        self.config = config
+        self.sites = config.sites()
+        self.embed = weights["model.embed_tokens.weight"]
+        self.device, self.dtype = self.embed.device, self.embed.dtype
+        head = self.embed if config.is_tied else weights["lm_head.weight"]
+        self.head: BaseLinear = DenseLinear(head, row_tile=row_tile)
+        self._norm_D = weights["model.norm.weight"]
+        self._rope = Rope(config, self.device, self.dtype)
+        self._layers = [_layer(config, weights, i, row_tile) for i in range(config.num_layers)]
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        row_tile: int = 0,
+    ) -> "Decoder":
+        """Read a Hugging Face directory; see `ModelConfig.from_directory` and `read_weights`."""
+        config = ModelConfig.from_directory(path)
+        return cls(config, read_weights(path, config, device=device, dtype=dtype), row_tile)
+
+    def forward(
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        attention: Attention,
+        linears: Linears,
+        *,
+        checkpoint_layers: Collection[int] = (),
+    ) -> Tensor:
+        """Return the hidden states after the final norm, [T, D]; the head is not applied.
+
+        Args:
+            tokens_T: token ids, int64, below `vocab_size`.
+            positions_T: position of each token in its own sequence, int64, below `max_context`.
+            attention: which keys each token sees.
+            linears: the linears with or without adapters. In the layers of `checkpoint_layers`
+                its `group` is called again during backward, with equal inputs.
+            checkpoint_layers: layers that keep only their input and compute the rest again for
+                backward, with the same bits.
+        """
+        x_TD = self.embed.index_select(0, tokens_T)
+        angles = self._rope.at(positions_T)
+        for layer in self._layers:
+            run = partial(self._run_layer, layer, angles, attention, linears)
+            if layer.index in checkpoint_layers:
+                x_TD = checkpoint(
+                    run,
+                    x_TD,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                    determinism_check="none",
+                )
+            else:
+                x_TD = run(x_TD)
+        return rms_norm(x_TD, self._norm_D, self.config.rms_eps)
+
+    def _run_layer(
+        self,
+        layer: Layer,
+        angles: tuple[Tensor, Tensor],
+        attention: Attention,
+        linears: Linears,
+        x_TD: Tensor,
+    ) -> Tensor:
+        eps, head_dim = self.config.rms_eps, self.config.head_dim
+        normed_TD = rms_norm(x_TD, layer.attention_norm_D, eps)
+        q, k, v = linears.group(normed_TD, layer.qkv.bases, layer.qkv.sites)
+        q_THK, k_TGK, v_TGK = (
+            part.view(len(x_TD), part.shape[1] // head_dim, head_dim) for part in (q, k, v)
+        )
+        if layer.q_norm_K is not None and layer.k_norm_K is not None:
+            q_THK = rms_norm(q_THK, layer.q_norm_K, eps)
+            k_TGK = rms_norm(k_TGK, layer.k_norm_K, eps)
+        mixed_THK = attention.attend(
+            layer.index, rotate(q_THK, *angles), rotate(k_TGK, *angles), v_TGK
+        )
+        (delta_TD,) = linears.group(mixed_THK.flatten(1), layer.o.bases, layer.o.sites)
+        x_TD = x_TD + delta_TD
+        normed_TD = rms_norm(x_TD, layer.mlp_norm_D, eps)
+        gate_TF, up_TF = linears.group(normed_TD, layer.gate_up.bases, layer.gate_up.sites)
+        (delta_TD,) = linears.group(swiglu(gate_TF, up_TF), layer.down.bases, layer.down.sites)
+        return x_TD + delta_TD
+
+
+def _layer(config: ModelConfig, weights: dict[str, Tensor], index: int, row_tile: int) -> Layer:
+    def group(*modules: str) -> Group:
+        names = [linear_name(index, module) for module in modules]
+        bases = tuple(
+            DenseLinear(weights[f"{name}.weight"], weights.get(f"{name}.bias"), row_tile)
+            for name in names
+        )
+        return Group(bases, tuple(config.site_index(index, module) for module in modules))
+
+    prefix = f"model.layers.{index}"
+    return Layer(
+        index=index,
+        attention_norm_D=weights[f"{prefix}.input_layernorm.weight"],
+        qkv=group(*MODULES[:3]),
+        q_norm_K=weights.get(f"{prefix}.self_attn.q_norm.weight"),
+        k_norm_K=weights.get(f"{prefix}.self_attn.k_norm.weight"),
+        o=group("o"),
+        mlp_norm_D=weights[f"{prefix}.post_attention_layernorm.weight"],
+        gate_up=group("gate", "up"),
+        down=group("down"),
+    )
