@@ -19,6 +19,7 @@ from torch import Tensor
 from ..client.errors import BadRequest, Busy
 from ..client.limits import limit
 from ..kernels.layout import Layout
+from ..kernels.plan import HEAD_FAMILY
 from .arena import Blocks
 from .config import UNEMBED, Site
 
@@ -32,9 +33,12 @@ class Targets(IntFlag):
 
     ATTN = 1  # q, k, v, o
     MLP = 2  # gate, up, down
-    UNEMBED = 4
+    UNEMBED = HEAD_FAMILY
 
 
+NOTHING = Targets(0)
+LAYERS = Targets.ATTN | Targets.MLP
+PORTIONS = (LAYERS, Targets.UNEMBED)  # staged separately: the head has rows of its own
 _FAMILIES = (Targets.ATTN, Targets.ATTN, Targets.MLP, Targets.MLP, Targets.UNEMBED)
 
 
@@ -64,7 +68,7 @@ class Run:
     has_gradient: bool = False
     gradient_plane: int = GRADIENT
     is_staging: bool = False  # between begin and commit or discard
-    is_stage_written: bool = False  # else the stage stands for zeros and its memory for nothing
+    stage_written: Targets = NOTHING  # families in the stage; the others stand for zeros
 
     @property
     def scale(self) -> float:
@@ -192,7 +196,7 @@ class AdapterStore:
         for run in runs:
             assert not run.is_staging, "stage is open"
             run.is_staging = True
-            run.is_stage_written = run.has_gradient
+            run.stage_written = run.targets if run.has_gradient else NOTHING
         held = [run for run in runs if run.has_gradient]
         if held:
             torch._foreach_copy_(
@@ -200,51 +204,65 @@ class AdapterStore:
                 [self.flat(run, run.gradient_plane) for run in held],
             )
 
-    def add_to_stages(self, runs: Sequence[Run], gradients: Sequence[Tensor]) -> None:
-        """Add flat fp32 gradients [size of the run's block] to open stages, in the order given.
+    def add_to_stages(
+        self, runs: Sequence[Run], gradients: Sequence[Tensor], portion: Targets
+    ) -> None:
+        """Add flat fp32 gradients to a portion of open stages, in the order given.
 
         A run may occur several times. The number of operations grows with the most often that one
-        run occurs, not with the number of runs.
+        run occurs, not with the number of runs. Allocates nothing.
+
+        Args:
+            runs: whose stage takes each gradient.
+            gradients: one flat tensor each, as long as the run's `portion`.
+            portion: families that lie side by side.
         """
-        waves: dict[int, list[tuple[Run, Tensor]]] = {}
+        waves: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
         seen: dict[int, int] = {}
         for run, gradient in zip(runs, gradients, strict=True):
             assert run.is_staging, "stage is not open"
             wave = seen[id(run)] = seen.get(id(run), -1) + 1
-            waves.setdefault(wave, []).append((run, gradient))
-        for wave in range(len(waves)):
-            for written, pairs in groupby(
-                sorted(waves[wave], key=_is_written), key=lambda pair: pair[0].is_stage_written
-            ):
-                chosen = list(pairs)
-                stages = [self.flat(run, run.stage_plane) for run, _ in chosen]
-                add: Callable[..., None] = torch._foreach_add_ if written else torch._foreach_copy_
-                add(stages, [gradient for _, gradient in chosen])
-            for run, _ in waves[wave]:
-                run.is_stage_written = True
+            is_fresh = not run.stage_written & portion
+            pair = (self.flat(run, run.stage_plane, portion), gradient)
+            waves.setdefault((wave, is_fresh), []).append(pair)
+            run.stage_written |= run.targets & portion
+        for (_, is_fresh), pairs in sorted(waves.items(), key=lambda item: item[0]):
+            put: Callable[..., None] = torch._foreach_copy_ if is_fresh else torch._foreach_add_
+            put([stage for stage, _ in pairs], [gradient for _, gradient in pairs])
 
     def stage_is_finite(self, runs: Sequence[Run]) -> list[bool]:
         """Whether the norm of each open stage is finite. Waits for the device."""
-        written = [run for run in runs if run.is_stage_written]
-        norms = self.norms([self.flat(run, run.stage_plane) for run in written])
-        finite = {id(run): norm < float("inf") for run, norm in zip(written, norms, strict=True)}
-        return [finite.get(id(run), True) for run in runs]
+        parts = [
+            (index, self.flat(run, run.stage_plane, portion))
+            for index, run in enumerate(runs)
+            for portion in PORTIONS
+            if run.stage_written & portion
+        ]
+        finite = [True] * len(runs)
+        for (index, _), norm in zip(parts, self.norms([flat for _, flat in parts]), strict=True):
+            finite[index] &= norm < float("inf")
+        return finite
 
     def commit(self, *runs: Run) -> None:
         """The stage becomes the gradient."""
-        unwritten = [run for run in runs if not run.is_stage_written]
+        unwritten = [
+            self.flat(run, run.stage_plane, portion)
+            for run in runs
+            for portion in PORTIONS
+            if run.targets & portion & ~run.stage_written
+        ]
         if unwritten:
-            torch._foreach_zero_([self.flat(run, run.stage_plane) for run in unwritten])
+            torch._foreach_zero_(unwritten)
         for run in runs:
             assert run.is_staging, "stage is not open"
             run.gradient_plane = run.stage_plane
             run.has_gradient = True
-            run.is_staging = run.is_stage_written = False
+            run.is_staging, run.stage_written = False, NOTHING
 
     def discard(self, *runs: Run) -> None:
         """Forget the stage; the gradient stays what it was before `begin`."""
         for run in runs:
-            run.is_staging = run.is_stage_written = False
+            run.is_staging, run.stage_written = False, NOTHING
 
     def norms(self, flats: Sequence[Tensor]) -> list[float]:
         """Euclidean norm of each tensor; infinite or NaN when one of its elements is."""
@@ -319,10 +337,14 @@ class AdapterStore:
 
     # --- memory
 
-    def flat(self, run: Run, plane: int) -> Tensor:
-        """A run's part of a plane of the state arena, [elements]."""
+    def flat(self, run: Run, plane: int, portion: Targets | None = None) -> Tensor:
+        """A run's part of a plane of the state arena, [elements]; of some families or all."""
         granule = self.layout.granule
-        return self.state[plane, run.start * granule : (run.start + run.size) * granule]
+        start, size = 0, run.size
+        if portion is not None:
+            start, size = self.layout.portion_range(run.rank, run.targets, portion)
+        start += run.start
+        return self.state[plane, start * granule : (start + size) * granule]
 
     def version_flat(self, version: WeightsVersion) -> Tensor:
         """The compute weights of a version, [elements]."""
@@ -415,10 +437,6 @@ def targets_of(train_attn: bool, train_mlp: bool, train_unembed: bool) -> Target
     return Targets(
         Targets.ATTN * train_attn | Targets.MLP * train_mlp | Targets.UNEMBED * train_unembed
     )
-
-
-def _is_written(pair: tuple[Run, Tensor]) -> bool:
-    return pair[0].is_stage_written
 
 
 def _copies(prefix: str, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
 
-import numpy as np
-
 NARROW_PADDING = 16  # elements; keeps vectors aligned
 WIDE_PADDING = 128  # elements; a row of 4096 and more may lose 3 % for a larger granule
 WIDE = 4096
@@ -58,6 +56,11 @@ class Layout:
         """Indices of the groups that a target mask covers."""
         return [index for index, family in enumerate(self.families) if targets & family]
 
+    def portion_range(self, rank: int, targets: int, portion: int) -> tuple[int, int]:
+        """First granule and number of granules of some families, which lie side by side."""
+        before = self.block_size(rank, targets & (portion & -portion) - 1)
+        return before, self.block_size(rank, targets & portion)
+
     @lru_cache(maxsize=64)  # noqa: B019  a layout lives as long as its process
     def _unit_offsets(self, targets: int) -> tuple[dict[int, tuple[int, int]], int]:
         offsets: dict[int, tuple[int, int]] = {}
@@ -74,8 +77,3 @@ def padded(width: int) -> int:
     """Elements a row of `width` takes."""
     step = WIDE_PADDING if width >= WIDE else NARROW_PADDING
     return -(-width // step) * step
-
-
-def granule_range(start: int, count: int) -> np.ndarray:
-    """Granule indices start, start + 1, ..., int64."""
-    return np.arange(start, start + count, dtype=np.int64)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weft.client.errors import BadRequest, Busy
-from weft.engine.adapters import MASTER, AdapterStore, Run, Targets
+from weft.engine.adapters import LAYERS, MASTER, AdapterStore, Run, Targets
 from weft.engine.config import Site
 
 SITES = [
@@ -29,7 +29,7 @@ def make_store(state_bytes: int = 1 << 20, weights_bytes: int = 1 << 20) -> Adap
     )
 
 
-def make_run(store: AdapterStore, rank: int = 4, seed: int = 0, unembed: bool = True) -> Run:
+def make_run(store: AdapterStore, rank: int = 4, seed: int = 0, unembed: bool = False) -> Run:
     return store.create(
         rank=rank, alpha=32.0, train_attn=True, train_mlp=True, train_unembed=unembed, seed=seed
     )
@@ -59,7 +59,7 @@ def test_a_starts_uniform_from_its_seed_and_b_zero() -> None:
 
 def test_names_and_shapes_are_those_of_peft() -> None:
     store = make_store()
-    weights = store.export_weights(make_run(store, rank=3).version)
+    weights = store.export_weights(make_run(store, rank=3, unembed=True).version)
     for site in SITES:
         assert weights[f"{site.name}.lora_a"].shape == (3, site.in_features)
         assert weights[f"{site.name}.lora_b"].shape == (site.out_features, 3)
@@ -119,7 +119,7 @@ def test_a_stage_starts_as_a_copy_of_the_gradient() -> None:
     first, second = noise(store, run, 1), noise(store, run, 2)
     for gradient in (first, second):
         store.begin(run)
-        store.add_to_stages([run], [gradient])
+        store.add_to_stages([run], [gradient], LAYERS)
         store.commit(run)
     assert torch.equal(gradient_of(store, run), first + second)
 
@@ -140,10 +140,10 @@ def test_a_discarded_stage_leaves_the_gradient() -> None:
     run = make_run(store)
     first = noise(store, run, 1)
     store.begin(run)
-    store.add_to_stages([run], [first])
+    store.add_to_stages([run], [first], LAYERS)
     store.commit(run)
     store.begin(run)
-    store.add_to_stages([run], [torch.full_like(first, float("nan"))])
+    store.add_to_stages([run], [torch.full_like(first, float("nan"))], LAYERS)
     assert store.stage_is_finite([run]) == [False]
     store.discard(run)
     assert torch.equal(gradient_of(store, run), first)
@@ -156,7 +156,7 @@ def test_additions_of_one_run_keep_their_order_among_other_runs() -> None:
     store.begin(run, other)
     foreign = noise(store, other, 9)
     store.add_to_stages(
-        [run, other, run, other, run], [parts[0], foreign, parts[1], foreign, parts[2]]
+        [run, other, run, other, run], [parts[0], foreign, parts[1], foreign, parts[2]], LAYERS
     )
     store.commit(run, other)
     assert torch.equal(gradient_of(store, run), (parts[0] + parts[1]) + parts[2])
@@ -169,7 +169,7 @@ def test_a_non_finite_stage_is_told_from_its_neighbours() -> None:
     store.begin(*runs)
     gradients = [noise(store, run, 1) for run in runs]
     gradients[1][5] = float("inf")
-    store.add_to_stages(runs, gradients)
+    store.add_to_stages(runs, gradients, LAYERS)
     assert store.stage_is_finite(runs) == [True, False, True]
 
 
@@ -237,7 +237,7 @@ def test_loaded_weights_are_a_version_of_their_own() -> None:
     run = make_run(store)
     tensors = store.export_weights(run.version)
     version = store.import_weights(
-        tensors, rank=4, alpha=8, train_attn=True, train_mlp=True, train_unembed=True
+        tensors, rank=4, alpha=8, train_attn=True, train_mlp=True, train_unembed=False
     )
     assert version.scale == 2.0
     loaded = store.export_weights(version)

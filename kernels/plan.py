@@ -1,0 +1,141 @@
+"""How the rows of a batch are cut for batched matmuls: pure arithmetic on ranks and lengths.
+
+A *segment* is the adjacent rows of one unit; it uses one adapter or none. Segments of the same
+rank bucket and target mask share a *stack*, the padded weights of all of them, one *entry* a
+segment. Entries of the same length class form a *block*: one batched matmul with as many matrices
+as entries. The bucket and class of a segment depend on that segment alone, so its bits do not
+depend on its neighbours; the number of blocks is bounded by buckets times classes, not by segments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int64s = npt.NDArray[np.int64]
+
+RANK_BUCKETS = np.array([8, 16, 32, 64, 128, 256])
+HEAD_FAMILY = 4  # bit of the targets that sit behind the final hidden state, not in a layer
+EXACT_LENGTH = 512  # rows from which on a segment is never padded
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Entries first..last - 1 of a stack, each with `length` rows, the last of them padding.
+
+    When the rows of all entries are adjacent and whole, `start` is the first of them and `rows` is
+    empty. Otherwise `rows` [entries * length] says which row stands at each place, -1 for padding.
+    """
+
+    stack: int
+    first: int
+    last: int
+    length: int
+    start: int
+    rows: Int64s
+
+    @property
+    def num_entries(self) -> int:
+        return self.last - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The segments, by index in the batch, whose weights are stacked; one entry each."""
+
+    bucket: int  # rank rows of an entry, padding included
+    targets: int
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """Everything that all layers of a batch share. Segments without adapter or rows are absent."""
+
+    stacks: tuple[Stack, ...]
+    blocks: tuple[Block, ...]
+    num_rows: int  # of all segments together; further rows of a batch have no adapter
+
+
+def packing_order(ranks: Sequence[int], targets: Sequence[int], lengths: Sequence[int]) -> Int64s:
+    """The permutation of units that puts those of one block next to each other.
+
+    Units of one block keep their order; those without adapter (rank 0) come last.
+    """
+    keys = _sort_keys(np.asarray(ranks), np.asarray(targets) & ~HEAD_FAMILY, np.asarray(lengths))
+    return np.lexsort(keys[::-1])
+
+
+def build_plan(
+    row_counts: Sequence[int] | Int64s,
+    ranks: Sequence[int] | Int64s,
+    targets: Sequence[int] | Int64s,
+    *,
+    is_deterministic: bool = False,
+) -> SegmentPlan:
+    """Cut a batch whose segments lie one after the other.
+
+    Args:
+        row_counts: rows of each segment, 0 allowed.
+        ranks: rank of each segment's adapter, 0 for none.
+        targets: target mask of each, 0 for none.
+        is_deterministic: always pad to the length class, so that the shape of a segment's matmuls
+            depends on its own length alone. Otherwise segments of equal length are not padded.
+    """
+    counts = np.asarray(row_counts, np.int64)
+    ranks_ = np.where((counts > 0) & (np.asarray(targets) > 0), ranks, 0)
+    starts = np.cumsum(counts) - counts
+    keys = np.stack(_sort_keys(ranks_, np.asarray(targets), counts))
+    order = np.lexsort(keys[::-1])
+    order = order[ranks_[order] > 0]
+    stacks: list[Stack] = []
+    blocks: list[Block] = []
+    for members in _runs_of_equal(keys[1:3], order):
+        number, first = len(stacks), 0
+        bucket, mask = int(keys[1, members[0]]), int(keys[2, members[0]])
+        stacks.append(Stack(bucket, mask, tuple(members.tolist())))
+        for segments in _runs_of_equal(keys[3:], members):
+            lengths = counts[segments]
+            is_even = bool((lengths == lengths[0]).all())
+            length = int(keys[3, segments[0]] if is_deterministic or not is_even else lengths[0])
+            last = first + len(segments)
+            start, rows = _place(starts[segments], lengths, length)
+            blocks.append(Block(number, first, last, length, start, rows))
+            first = last
+    return SegmentPlan(tuple(stacks), tuple(blocks), int(counts.sum()))
+
+
+def length_class(lengths: Int64s) -> Int64s:
+    """Rows to which segments are padded: 1, 2, 4, 8, then multiples of 16, 32, 64 in steps of at
+    most a quarter; exact from `EXACT_LENGTH` on."""
+    lengths = np.maximum(lengths, 1)
+    octave = np.ceil(np.log2(lengths)).astype(np.int64)
+    step = np.where(lengths <= 16, 1 << octave, np.maximum(16, (1 << octave) >> 3))
+    return np.where(lengths >= EXACT_LENGTH, lengths, -(-lengths // step) * step)
+
+
+def rank_bucket(ranks: Int64s) -> Int64s:
+    """Rank rows to which adapters are padded."""
+    return RANK_BUCKETS[np.searchsorted(RANK_BUCKETS, ranks)]
+
+
+def _sort_keys(ranks: Int64s, targets: Int64s, lengths: Int64s) -> tuple[Int64s, ...]:
+    """(no adapter, bucket, targets, class), most significant first."""
+    return ranks == 0, rank_bucket(ranks), targets, length_class(lengths)
+
+
+def _runs_of_equal(keys: Int64s, order: Int64s) -> list[Int64s]:
+    """Cut `order` where any of the keys changes."""
+    if not len(order):
+        return []
+    changes = (np.diff(keys[:, order], axis=1) != 0).any(axis=0)
+    return np.split(order, np.flatnonzero(changes) + 1)
+
+
+def _place(starts: Int64s, lengths: Int64s, length: int) -> tuple[int, Int64s]:
+    if (lengths == length).all() and (np.diff(starts) == length).all():
+        return int(starts[0]), np.empty(0, np.int64)
+    places = np.arange(length)
+    rows = np.where(places < lengths[:, None], starts[:, None] + places, -1)
+    return -1, rows.reshape(-1)

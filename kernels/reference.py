@@ -1,0 +1,116 @@
+"""What everything computes, in float64 and plain loops. The oracle of all other forms.
+
+Arguments are converted to float64; gradients of the functions are those of autograd. T rows,
+S segments, D input features, O output features, R rank, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Adapter:
+    """One adapter at one site, in PEFT orientation."""
+
+    lora_a: Tensor  # [R, D]
+    lora_b: Tensor  # [O, R]
+    scale: float
+
+
+def lora_linear(
+    x_TD: Tensor,
+    weight_OD: Tensor,
+    bias_O: Tensor | None,
+    row_counts: Sequence[int],
+    adapters: Sequence[Adapter | None],
+) -> Tensor:
+    """A frozen linear plus each segment's adapter.
+
+    y[t] = W x[t] + bias + scale[s] * B[s] A[s] x[t]    for every row t of segment s
+
+    Rows beyond the segments', and those of segments without adapter, are W x + bias.
+    """
+    y_TO = x_TD.double() @ weight_OD.double().t()
+    if bias_O is not None:
+        y_TO = y_TO + bias_O.double()
+    pieces, start = [], 0
+    for count, adapter in zip(row_counts, adapters, strict=True):
+        rows = slice(start, start + count)
+        y_SO = y_TO[rows]
+        if adapter is not None:
+            s_SR = x_TD[rows].double() @ adapter.lora_a.double().t()
+            y_SO = y_SO + adapter.scale * (s_SR @ adapter.lora_b.double().t())
+        pieces.append(y_SO)
+        start += count
+    return torch.cat([*pieces, y_TO[start:]])
+
+
+def token_loss(
+    loss_fn: str,
+    logprob: Tensor,
+    *,
+    weight: float,
+    sampling_logprob: float = 0.0,
+    low: float = 0.0,
+    high: float = 0.0,
+) -> Tensor:
+    """The loss of one token; `weight` is the weight of cross-entropy, else the advantage."""
+    logprob = logprob.double()
+    if weight == 0:
+        return logprob.new_zeros(())
+    if loss_fn == "cross_entropy":
+        return -weight * logprob
+    ratio = (logprob - sampling_logprob).exp()
+    if loss_fn == "importance_sampling":
+        return -ratio * weight
+    if loss_fn == "ppo":
+        return -torch.minimum(ratio * weight, ratio.clamp(low, high) * weight)
+    raise ValueError(f"no oracle for {loss_fn!r}")
+
+
+def target_logprobs(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+    """Log-probability of each row's target token, [T]."""
+    logprobs_TV = logits_TV.double().log_softmax(1)
+    return logprobs_TV.gather(1, targets_T[:, None]).squeeze(1)
+
+
+@dataclass
+class AdamState:
+    """One parameter tensor with its moments."""
+
+    weight: Tensor
+    moment1: Tensor
+    moment2: Tensor
+    step: int
+
+
+def adamw(
+    state: AdamState,
+    gradient: Tensor,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_clip_norm: float = 0.0,
+) -> AdamState:
+    """One step of Adam with decoupled weight decay, after clipping by the gradient's own norm.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2.
+    """
+    gradient = gradient.double()
+    norm = float(gradient.norm())
+    if 0 < grad_clip_norm < norm:
+        gradient = gradient * (grad_clip_norm / norm)
+    step = state.step + 1
+    moment1 = beta1 * state.moment1.double() + (1 - beta1) * gradient
+    moment2 = beta2 * state.moment2.double() + (1 - beta2) * gradient**2
+    denominator = moment2.sqrt() / sqrt(1 - beta2**step) + eps
+    weight = state.weight.double() * (1 - learning_rate * weight_decay)
+    weight = weight - learning_rate / (1 - beta1**step) * moment1 / denominator
+    return AdamState(weight, moment1, moment2, step)
