@@ -206,7 +206,8 @@ class Compute:
     def _sample(self) -> None:
         rows = self._generator.num_active
         self._threads.prepare(max(1, rows) * self._macs_per_token)
-        with self._trace.span("sample", requests=rows):
+        lanes = sorted({work.origin.lane for work in self._samples.values()})
+        with self._trace.span("sample", requests=rows, tenants=len(lanes), lanes=lanes):
             outcomes = self._generator.step()
         for outcome in outcomes:
             work = self._samples.pop(outcome.key)

@@ -13,6 +13,7 @@ import torch
 
 from ..client.errors import BadRequest, WeftError
 from ..kernels.plan import packing_order
+from ..kernels.workspace import Workspace
 from .attention import PackedAttention
 from .commands import Float32s, PassWork
 from .head import Head
@@ -61,6 +62,7 @@ class Trainer:
         self._trace = trace
         self._is_deterministic = is_deterministic
         self._recompute_above_tokens = recompute_above_tokens
+        self._workspace = Workspace(runs.store.device)
         self._partials: dict[int, _Partial] = {}
 
     def step(self, decision: Passes, works: Sequence[PassWork]) -> Outcome:
@@ -125,7 +127,9 @@ class Trainer:
             versions=[None if run is None else run.version for run in owners],
             runs=owners if decision.backward else [None] * len(owners),
             row_counts=step.unit_rows,
+            unit_order=np.maximum(step.unit_slices, 0).astype(np.int64) << 32 | step.unit_indices,
             is_deterministic=self._is_deterministic,
+            workspace=self._workspace,
         )
         return step, linears
 
@@ -153,9 +157,9 @@ class Trainer:
             hidden_TD = self._model.forward(
                 tokens_T,
                 positions_T,
-                PackedAttention(step.cu_seqlens),
+                PackedAttention(step.cu_seqlens, device),
                 linears,
-                checkpoint_layers=len(step.tokens) > self._recompute_above_tokens,
+                checkpoint_layers=self._recomputed_layers(len(step.tokens)),
             )
         if not decision.backward:
             with self._trace.span("head"):
@@ -169,6 +173,10 @@ class Trainer:
             hidden_TD.backward(dhidden_TD)
             linears.flush()
         return logprobs_T.cpu().numpy(), losses_T.cpu().numpy()
+
+    def _recomputed_layers(self, num_tokens: int) -> range:
+        is_large = num_tokens > self._recompute_above_tokens
+        return range(self._model.config.num_layers if is_large else 0)
 
     def _keep(
         self,

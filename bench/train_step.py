@@ -1,0 +1,336 @@
+"""What does fusing tenants into one batch gain, and what do adapters cost?
+
+    python -P bench/train_step.py [--quick]
+
+A random Qwen3 (width 512, 8 layers, vocabulary 151,936). Sixteen requests of 32 to 512 tokens come
+from 1, 4 or 16 tenants, ranks mixed 4 to 64, adapters on every site, every row with a loss. Timed
+in rounds that take every variant once, so that a slow minute of the machine slows all of them:
+
+    fused          all requests in one train step
+    unfused        one train step per tenant
+    frozen         forward and input gradient of the base alone, on the same packed rows
+    peft           transformers + peft, tenant after tenant, one padless batch each
+
+Optimizer steps are timed apart: their cost goes with the adapters, not with the tokens.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import Table, write_result
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from weft.engine.adapters import AdapterStore
+from weft.engine.attention import PackedAttention
+from weft.engine.commands import Origin, PassWork
+from weft.engine.head import Head
+from weft.engine.linear import FrozenLinears
+from weft.engine.model import Decoder
+from weft.engine.optimizer import step as optimizer_step
+from weft.engine.runs import HeldRun, RunTable
+from weft.engine.scheduler import Passes, Slice
+from weft.engine.trace import Trace
+from weft.engine.train import Trainer
+from weft.engine.units import cut_units
+
+VOCAB_SIZE = 151_936
+RANKS = (4, 8, 16, 32, 64, 16, 8, 4, 64, 32, 16, 8, 4, 16, 32, 64)
+NUM_REQUESTS = 16
+UNIT_TOKENS = 1024
+
+
+@dataclasses.dataclass
+class Adam:
+    """AdamW's fields, as a request carries them."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+def save_model(path: Path) -> int:
+    """Write the random base model; returns its number of parameters."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        intermediate_size=1536,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.save_pretrained(path)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class Bench:
+    """One loaded model and the tenants of one measurement."""
+
+    def __init__(self, path: Path, is_deterministic: bool = False) -> None:
+        row_tile = 256 if is_deterministic else 0
+        self.model = Decoder.load(path, device="cpu", dtype=torch.float32, row_tile=row_tile)
+        self.store = AdapterStore(
+            self.model.sites,
+            device="cpu",
+            dtype=torch.float32,
+            state_bytes=6 << 30,
+            weights_bytes=3 << 30,
+        )
+        self.head = Head(self.model.head, len(self.model.sites) - 1)
+        self.runs = RunTable(self.store, 4096, ())
+        self.trainer = Trainer(
+            self.model,
+            self.runs,
+            self.head,
+            Trace(),
+            is_deterministic=is_deterministic,
+            recompute_above_tokens=1 << 30,
+        )
+
+    def tenants(self, number: int, has_unembed: bool) -> list[str]:
+        """Make this many fresh tenants; returns their run ids."""
+        for index in range(NUM_REQUESTS):
+            self.runs.drop_run(f"r{index}")
+        for index in range(number):
+            run = self.store.create(
+                rank=RANKS[index] if number > 1 else 16,
+                alpha=32.0,
+                train_attn=True,
+                train_mlp=True,
+                train_unembed=has_unembed,
+                seed=index,
+            )
+            held = HeldRun(run, f"local/{index}", "bench", True, True, has_unembed)
+            self.runs.add_run(f"r{index}", held)
+        return [f"r{index}" for index in range(number)]
+
+    def works(self, run_ids: Sequence[str], tokens_each: int) -> list[PassWork]:
+        """Sixteen requests of this many tokens, dealt to the tenants in turn."""
+        generator = np.random.default_rng(0)
+        works = []
+        for job_id in range(NUM_REQUESTS):
+            tokens = generator.integers(0, VOCAB_SIZE, tokens_each, dtype=np.int32)
+            works.append(
+                PassWork(
+                    origin=Origin(job_id, 1, f"local/{job_id}", job_id),
+                    run_id=run_ids[job_id % len(run_ids)],
+                    loss_fn="cross_entropy",
+                    loss_fn_config={},
+                    forward_only=False,
+                    part_tokens=(tokens_each,),
+                    tokens=tokens,
+                    lengths=np.array([tokens_each], np.int32),
+                    targets=np.roll(tokens, -1),
+                    inputs={"weights": np.ones(tokens_each, np.float32)},
+                    units=cut_units([tokens_each], UNIT_TOKENS),
+                )
+            )
+        return works
+
+    def train(self, works: Sequence[PassWork]) -> None:
+        """One fused train step over whole commands."""
+        slices = tuple(
+            Slice(work.origin.dispatch_id, 0, len(work.units), ends_job=True) for work in works
+        )
+        tokens = sum(len(work.tokens) for work in works)
+        outcome = self.trainer.step(Passes(slices, backward=True, num_tokens=tokens), works)
+        if outcome.failures or outcome.repeats:
+            raise RuntimeError(f"the step failed: {outcome}")
+        for work in works:
+            self.trainer.collect(work)
+
+    def train_one_by_one(self, works: Sequence[PassWork]) -> None:
+        """The same, one train step per tenant."""
+        for run_id in dict.fromkeys(work.run_id for work in works):
+            self.train([work for work in works if work.run_id == run_id])
+
+    def frozen(self, works: Sequence[PassWork]) -> None:
+        """Forward and input gradient of the base alone: every matmul twice, and the head's too."""
+        tokens_T = torch.from_numpy(np.concatenate([work.tokens for work in works])).long()
+        targets_T = torch.from_numpy(np.concatenate([work.targets for work in works])).long()
+        lengths = [len(work.tokens) for work in works]
+        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        positions_T = torch.cat([torch.arange(length) for length in lengths])
+        hidden_TD = self.model.forward(
+            tokens_T, positions_T, PackedAttention(cu_seqlens), _FrozenFromFirstLayer()
+        )
+        dhidden_TD = torch.empty_like(hidden_TD)
+        logits = torch.empty(256, VOCAB_SIZE)
+        with torch.no_grad():
+            for first in range(0, len(tokens_T), 256):
+                rows = hidden_TD[first : first + 256]
+                chunk = self.model.head.forward(rows, logits[: len(rows)])
+                chunk -= chunk.amax(dim=1, keepdim=True)
+                chunk.exp_()
+                chunk /= chunk.sum(dim=1, keepdim=True)
+                chunk[torch.arange(len(rows)), targets_T[first : first + 256]] -= 1
+                self.model.head.backward_input(chunk, dhidden_TD[first : first + 256])
+        hidden_TD.backward(dhidden_TD)
+
+
+class _FrozenFromFirstLayer(FrozenLinears):
+    """Frozen linears whose first group already wants a gradient, as a trained one would."""
+
+    def __init__(self) -> None:
+        self._is_first = True
+
+    def group(
+        self, x_TD: torch.Tensor, bases: tuple[Any, ...], sites: tuple[int, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        if self._is_first:
+            x_TD = x_TD.detach().requires_grad_()
+            self._is_first = False
+        return super().group(x_TD, bases, sites)
+
+
+class Peft:
+    """transformers + peft, tenant after tenant: SDPA, float32, no padding, no checkpointing."""
+
+    settings = "sdpa attention, float32, one batch a tenant without padding, use_cache off"
+
+    def __init__(self, path: Path, number: int, has_unembed: bool) -> None:
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
+        model.config.use_cache = False
+        configs = [
+            LoraConfig(
+                r=RANKS[index] if number > 1 else 16,
+                lora_alpha=32,
+                target_modules=targets + (["lm_head"] if has_unembed else []),
+            )
+            for index in range(number)
+        ]
+        self._model: Any = get_peft_model(model, configs[0], adapter_name="r0")
+        for index, config in enumerate(configs[1:], start=1):
+            self._model.add_adapter(f"r{index}", config)
+
+    def train(self, works: Sequence[PassWork]) -> None:
+        """Forward and backward, one tenant after the other."""
+        for run_id in dict.fromkeys(work.run_id for work in works):
+            own = [work for work in works if work.run_id == run_id]
+            self._model.set_adapter(run_id)
+            tokens = torch.from_numpy(np.stack([work.tokens for work in own])).long()
+            targets = torch.from_numpy(np.stack([work.targets for work in own])).long()
+            logits = self._model(input_ids=tokens).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), reduction="sum"
+            )
+            loss.backward()
+
+
+def measure(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every variant in every round, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for counted in range(-1, rounds):
+        for name, work in variants.items():
+            start = time.perf_counter()
+            work()
+            if counted >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median over rounds of the ratio of two variants of the same round."""
+    return float(np.median(np.array(above) / np.array(below)))
+
+
+def main() -> None:
+    """Measure the curve and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="64 tokens a request only, no peft")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    table = Table("tokens/request", "tenants", "unembed", "fused tok/s", "vs 1 tenant", "vs unfused",
+                  "vs peft", "fused/frozen")  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        parameters = save_model(path)
+        print(f"random Qwen3 of {parameters / 1e6:.0f} M parameters, vocabulary {VOCAB_SIZE}")
+        print(f"peft: {Peft.settings}; {torch.get_num_threads()} threads")
+        bench = Bench(path)
+        sizes = (64,) if arguments.quick else (32, 64, 128, 512)
+        for has_unembed in (False, True):
+            for tokens_each in sizes:
+                baseline: list[float] = []
+                for number in (1, 16) if arguments.quick else (1, 4, 16):
+                    works = bench.works(bench.tenants(number, has_unembed), tokens_each)
+                    variants: dict[str, Callable[[], None]] = {
+                        "fused": lambda works=works: bench.train(works),  # type: ignore[misc]
+                        "frozen": lambda works=works: bench.frozen(works),  # type: ignore[misc]
+                    }
+                    if number > 1:
+                        variants["unfused"] = lambda works=works: bench.train_one_by_one(works)  # type: ignore[misc]
+                        if not arguments.quick and not has_unembed:
+                            peft = Peft(path, number, has_unembed)
+                            variants["peft"] = lambda works=works, peft=peft: peft.train(works)  # type: ignore[misc]
+                    seconds = measure(variants, arguments.rounds)
+                    if number == 1:
+                        baseline = seconds["fused"]
+                    row = {
+                        "tokens_per_request": tokens_each,
+                        "tenants": number,
+                        "unembed": has_unembed,
+                        "seconds": seconds,
+                        "fused_tokens_per_s": NUM_REQUESTS
+                        * tokens_each
+                        / float(np.median(seconds["fused"])),
+                        "throughput_vs_one_tenant": median_ratio(baseline, seconds["fused"]),
+                        "fused_over_frozen": median_ratio(seconds["fused"], seconds["frozen"]),
+                    }
+                    for other in ("unfused", "peft"):
+                        if other in seconds:
+                            row[f"speedup_vs_{other}"] = median_ratio(
+                                seconds[other], seconds["fused"]
+                            )
+                    rows.append(row)
+                    table.row(
+                        tokens_each,
+                        number,
+                        "yes" if has_unembed else "no",
+                        f"{row['fused_tokens_per_s']:.0f}",
+                        f"{row['throughput_vs_one_tenant']:.2f}",
+                        f"{row['speedup_vs_unfused']:.2f}" if "unfused" in seconds else "-",
+                        f"{row['speedup_vs_peft']:.2f}" if "peft" in seconds else "-",
+                        f"{row['fused_over_frozen']:.2f}",
+                    )
+        optimizer = _time_optimizer(bench)
+    print(f"optimizer step over 16 due runs: {optimizer * 1e3:.0f} ms")
+    print("goals: vs 1 tenant >= 0.95, vs peft at 64 tokens >= 1.8, fused/frozen <= 1.35")
+    write_result(
+        "train_step_quick" if arguments.quick else "train_step",
+        {"parameters": parameters, "rows": rows, "optimizer_s": optimizer, "peft": Peft.settings},
+    )
+
+
+def _time_optimizer(bench: Bench) -> float:
+    """Median seconds of one optimizer step over 16 runs with gradients."""
+    works = bench.works(bench.tenants(NUM_REQUESTS, False), 32)
+    seconds = []
+    for _ in range(3):
+        bench.train(works)
+        due = [(bench.runs.run(work.run_id).run, Adam()) for work in works]
+        start = time.perf_counter()
+        optimizer_step(bench.store, due)
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The command line: weft serve, weft demo, weft status."""
+
+import argparse
+import importlib.util
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..client.environment import default_address
+from ..client.errors import WeftError
+from .worker_config import DEVICES, DTYPES, WorkerConfig
+
+DEFAULT_LISTEN = "tcp://127.0.0.1:5757"
+NEEDED = ("torch", "transformers", "safetensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Errors of the user are one sentence on stderr."""
+    parsed = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if parsed.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        return int(parsed.run(parsed))
+    except WeftError as error:
+        print(f"weft: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="weft", description="Multi-tenant LoRA training and sampling on one warm base model."
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve a base model to many tenants")
+    serve.add_argument(
+        "model",
+        nargs="?",
+        default="weft/tiny",
+        help="a directory in Hugging Face layout, a name on the hub, or weft/tiny (the default)",
+    )
+    serve.add_argument(
+        "--listen",
+        action="append",
+        metavar="ADDRESS",
+        help=f"where clients connect, may be repeated; {DEFAULT_LISTEN} unless given",
+    )
+    serve.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow addresses beyond loopback although there is no encryption yet",
+    )
+    serve.add_argument(
+        "--state", metavar="DIR", default="", help="where saved states go (~/.local/state/weft)"
+    )
+    add_worker_arguments(serve)
+    serve.set_defaults(run=run_serve)
+
+    demo = commands.add_parser("demo", help="several tenants train and sample at the same time")
+    demo.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
+    demo.set_defaults(run=run_demo)
+
+    status = commands.add_parser("status", help="what a running server does")
+    status.add_argument("--address", default="", help="the server; WEFT_ADDRESS, else the default")
+    status.set_defaults(run=run_status)
+    return parser
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of WorkerConfig that a user may set."""
+    helps = {
+        "device": ("cpu or cuda; cuda where there is one", {"choices": DEVICES}),
+        "dtype": ("float32 on a CPU and bfloat16 on a GPU unless given", {"choices": DTYPES}),
+        "is_deterministic": ("results never depend on the neighbours, bit by bit", {}),
+        "trace": ("write a Chrome trace of all steps to this file", {"metavar": "FILE"}),
+        "memory_bytes": ("what the worker may use", {"metavar": "N"}),
+        "batch_tokens": ("tokens of a train batch", {"metavar": "N"}),
+        "unit_tokens": ("tokens of a unit, the atom of a batch", {"metavar": "N"}),
+        "max_pages": ("pages of 16 tokens in the KV cache", {"metavar": "N"}),
+        "is_fused": ("compute one run at a time, for comparison", {}),
+        "num_threads": ("threads of a worker on a CPU", {"metavar": "N"}),
+    }
+    for field in fields(WorkerConfig):
+        if field.name not in helps:
+            continue
+        text, extra = helps[field.name]
+        name = field.name.removeprefix("is_").replace("_", "-")
+        if isinstance(field.default, bool):
+            flag = f"--no-{name}" if field.default else f"--{name}"
+            action = "store_false" if field.default else "store_true"
+            parser.add_argument(flag, dest=field.name, action=action, help=text)
+        else:
+            options: dict[str, Any] = {"default": field.default, "help": text, **extra}
+            kind = int if isinstance(field.default, int) else str
+            parser.add_argument(f"--{name}", dest=field.name, type=kind, **options)
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM; work under way finishes, the rest is refused."""
+    require_engine()
+    from .embedded import Engine
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    settings = {
+        field.name: getattr(arguments, field.name)
+        for field in fields(WorkerConfig)
+        if hasattr(arguments, field.name) and field.name != "model"
+    }
+    listen = arguments.listen or [DEFAULT_LISTEN]
+    state = arguments.state or str(Path("~/.local/state/weft").expanduser())
+    with Engine(
+        arguments.model,
+        isolate=True,
+        listen=listen,
+        insecure=arguments.insecure,
+        state_dir=state,
+        **settings,
+    ) as engine:
+        print(f"weft serves {arguments.model} on {', '.join(listen)}", flush=True)
+        while not stop.is_set() and engine.is_healthy:
+            stop.wait(0.5)
+        if not stop.is_set():
+            print("weft: the worker has ended; see the log", file=sys.stderr)
+            return 1
+    return 0
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Run the demo on a worker of its own."""
+    require_engine()
+    from .demo import main as demo_main
+
+    return demo_main(is_quick=arguments.quick)
+
+
+def run_status(arguments: argparse.Namespace) -> int:
+    """Print the books of a running server."""
+    from ..client.service import ServiceClient
+
+    address = arguments.address or default_address()
+    with ServiceClient(base_url=address) as service:
+        status = service.get_status()
+    print(f"{address}")
+    for key, value in status.items():
+        print(f"  {key:24} {value}")
+    return 0
+
+
+def require_engine() -> None:
+    """Say how to install the engine when only the client is there."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise WeftError(
+            f"{', '.join(missing)} not installed: the engine needs pip install 'weft[engine]'",
+            "bad_request",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

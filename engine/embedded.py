@@ -1,0 +1,167 @@
+"""The whole engine as one object: broker and worker inside a process of yours."""
+
+import logging
+import secrets
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from ..client.errors import EngineFailed, WeftError
+from ..client.service import ServiceClient
+from .broker import Broker
+from .checkpoints import CheckpointFiles
+from .launch import WorkerProcess
+from .worker import Assignment, run_worker
+from .worker_config import WorkerConfig
+
+log = logging.getLogger(__name__)
+
+LOAD_S = 600.0  # the longest a model may take to load
+STOP_S = 30.0  # the longest that work under way may take to finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of an engine beside those of its worker."""
+
+    isolate: bool = False  # run the worker as a child process instead of a thread
+    listen: tuple[str, ...] = ()  # addresses for clients outside this process
+    insecure: bool = False  # allow a listen address beyond loopback
+    state_dir: str = ""  # where saved states go; "" is a temporary directory that goes with us
+
+
+class Engine:
+    """A running engine; use it as a context manager or call `close`.
+
+        with Engine("weft/tiny") as engine:
+            service = engine.client()
+
+    Args:
+        model: "weft/tiny", a directory in Hugging Face layout, or a name on the hub.
+        config: how the engine runs.
+        worker_settings: fields of `WorkerConfig`, such as device, dtype, is_deterministic, trace.
+
+    In process, the worker shares your interpreter: a busy Python thread of yours slows its small
+    operations, and your torch settings are left alone. `isolate=True` avoids both.
+
+    Raises:
+        WeftError: the model cannot be loaded or an address is taken; says what to do.
+    """
+
+    def __init__(
+        self,
+        model: str = "weft/tiny",
+        *,
+        isolate: bool = False,
+        listen: Sequence[str] = (),
+        insecure: bool = False,
+        state_dir: str = "",
+        **worker_settings: Any,
+    ) -> None:
+        self.config = EngineConfig(
+            isolate=isolate, listen=tuple(listen), insecure=insecure, state_dir=state_dir
+        )
+        self._temporary = tempfile.TemporaryDirectory(prefix="weft-")
+        root = Path(self.config.state_dir or Path(self._temporary.name) / "state")
+        self.worker_config = WorkerConfig(model=model, state_dir=str(root), **worker_settings)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._is_closed = False
+        self._ready = threading.Event()
+        self._failure: WeftError | None = None
+        self._process: WorkerProcess | None = None
+        self._thread: threading.Thread | None = None
+        self.address = f"inproc://weft-{secrets.token_hex(8)}"
+        back = (
+            f"ipc://{self._temporary.name}/worker"
+            if isolate
+            else f"inproc://weft-worker-{secrets.token_hex(8)}"
+        )
+        secret = secrets.token_hex(16)
+        try:
+            self._broker = Broker(
+                listen=[self.address, *self.config.listen],
+                worker_address=back,
+                worker_secret=secret,
+                context=self._context,
+                insecure=insecure,
+                checkpoints=CheckpointFiles(root).scan(),
+                on_worker_ready=self._ready.set,
+            )
+            self._broker.start()
+            self._start_worker(Assignment.to_broker(self.worker_config, back, secret))
+            self._wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def client(self, **settings: Any) -> ServiceClient:
+        """A client of this engine, a session of its own; takes what `ServiceClient` takes."""
+        return ServiceClient(base_url=self.address, context=self._context, **settings)
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of an isolated worker."""
+        return None if self._process is None else self._process.pid
+
+    def close(self) -> None:
+        """Finish what has started, refuse the rest, stop the worker, free everything."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        broker = getattr(self, "_broker", None)
+        if broker is not None:
+            broker.stop(timeout_s=STOP_S)
+        if self._process is not None:
+            self._process.join()
+        if self._thread is not None:
+            self._thread.join(timeout=STOP_S)
+        self._context.destroy(linger=0)
+        self._temporary.cleanup()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start_worker(self, assignment: Assignment) -> None:
+        if self.config.isolate:
+            self._process = WorkerProcess(assignment, self._on_exit)
+            return
+        log.warning("the worker shares this process; isolate=True keeps it out of your way")
+
+        def serve() -> None:
+            error: WeftError | None = None
+            try:
+                run_worker(assignment, self._context, is_own_process=False)
+            except WeftError as caught:
+                error = caught
+            except Exception as caught:  # the boundary of the worker's thread
+                log.exception("the worker failed")
+                error = EngineFailed(f"the worker failed: {type(caught).__name__}: {caught}")
+            self._on_exit(error)
+
+        self._thread = threading.Thread(target=serve, name="weft-compute", daemon=True)
+        self._thread.start()
+
+    def _on_exit(self, error: WeftError | None) -> None:
+        self._failure = error
+        self._broker.worker_exited(str(error or "the worker has stopped"))
+        self._ready.set()
+
+    def _wait_until_ready(self) -> None:
+        if not self._ready.wait(LOAD_S):
+            raise EngineFailed(f"the model was not loaded after {LOAD_S:.0f} s")
+        if self._failure is not None:
+            raise self._failure
