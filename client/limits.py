@@ -23,6 +23,7 @@ LIMITS: dict[str, Limit] = {
     "parts": Limit(4096, "count", "too_large", "parts of one call or answer"),
     "array_elements": Limit(4_194_304, "count", "malformed", "elements of one decoded array"),
     "array_dims": Limit(4, "count", "malformed", "dimensions of one array"),
+    "request_ids": Limit(4096, "count", "malformed", "ids of one resume, known or ack"),
     "stops": Limit(256, "count", "too_large", "stop tokens or stop strings of one request"),
     "name_length": Limit(128, "count", "bad_request", "characters of a checkpoint's name"),
     "metadata_items": Limit(64, "count", "bad_request", "entries of a user_metadata"),
@@ -36,7 +37,7 @@ LIMITS: dict[str, Limit] = {
     "heartbeat_s": Limit(3, "s", "", "silence after which a peer sends a heartbeat"),
     "liveness_s": Limit(20, "s", "", "silence after which a client connects anew"),
     "reconnect_s": Limit(3600, "s", "disconnected", "a client's wait for a server that went away"),
-    "busy_s": Limit(3600, "s", "busy", "a client's retries of one request that meets busy"),
+    "busy_pause_s": Limit(30, "s", "", "a client's longest pause before it tries a busy one again"),
     # A broker.
     "held_commands": Limit(1024, "count", "busy", "commands of one run that wait for a number"),
     "lane_requests": Limit(8192, "count", "busy", "requests of one lane that wait for a worker"),

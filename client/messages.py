@@ -135,7 +135,7 @@ class Command(Request):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateRun(Command):
     kind: ClassVar[str] = "create_run"
-    base_model: str
+    base_model: str  # "" with from_path: that of the saved state
     rank: int
     alpha: float
     seed: int

@@ -77,10 +77,21 @@ def digest(header: Command | Sample, frames: Sequence[Buffer]) -> bytes:
 
     The same command sent again has the same digest, whatever its `request_id`.
     """
+    return _digest(_to_map(header), frames)
+
+
+def encode_signed(header: Command | Sample, frames: Sequence[Buffer]) -> bytes:
+    """Encode a request with its digest, whatever digest it holds."""
     fields = _to_map(header)
+    fields["digest"] = _digest(fields, frames)
+    fields["request_id"] = header.request_id
+    return _pack(fields, header.kind)
+
+
+def _digest(fields: dict[str, Any], frames: Sequence[Buffer]) -> bytes:
     fields["request_id"] = 0
     fields["digest"] = b""
-    state = hashlib.blake2b(_pack(fields, header.kind), digest_size=16)
+    state = hashlib.blake2b(_pack(fields, fields["kind"]), digest_size=16)
     for frame in frames:
         state.update(frame)
     return state.digest()

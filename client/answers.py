@@ -1,0 +1,126 @@
+"""From the parts of an answer to the values that callers get; every array here is their own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import NumpyArray, unpack_arrays
+from .errors import EngineFailed
+from .link import AnswerPart
+from .tensor_data import TensorData
+from .types import ForwardBackwardOutput, SampledSequence, SampleResponse
+
+Metrics = dict[str, float]
+
+
+def read_result(parts: Sequence[AnswerPart]) -> dict[str, Any]:
+    """The plain data of an answer."""
+    return parts[0].reply.result
+
+
+def read_forward_backward(
+    parts: Sequence[AnswerPart], lengths: Sequence[NDArray[np.int32]]
+) -> ForwardBackwardOutput:
+    """The output of one call.
+
+    Args:
+        parts: of the answer, one for each part of the call.
+        lengths: of the datums, for each part of the call.
+
+    Raises:
+        EngineFailed: the answer does not have the shape of the call.
+    """
+    if len(parts) != len(lengths):
+        raise EngineFailed(f"{len(lengths)} parts were sent, {len(parts)} came back")
+    outputs: list[dict[str, TensorData]] = []
+    metrics: list[tuple[Metrics, int]] = []
+    for part, part_lengths in zip(parts, lengths, strict=True):
+        total = int(part_lengths.sum(dtype=np.int64))
+        logprobs = _own(unpack_arrays(part.reply.arrays, part.frames).get("logprobs"))
+        if logprobs is None or logprobs.shape != (total,):
+            raise EngineFailed(f"no logprobs of {total} tokens in an answer")
+        ends = np.cumsum(part_lengths).tolist()
+        starts = [0, *ends[:-1]]
+        outputs += [
+            {"logprobs": TensorData(logprobs[start:end])}
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        if "metrics" in part.reply.result:
+            metrics.append((part.reply.result["metrics"], len(part_lengths)))
+    return ForwardBackwardOutput(loss_fn_outputs=outputs, metrics=merge_metrics(metrics))
+
+
+def merge_metrics(parts: Sequence[tuple[Metrics, int]]) -> Metrics:
+    """Merge the metrics of the parts of one call.
+
+    A metric's name ends in what merges it: `sum`, `min`, `max`, `mean` (weighted by the number of
+    datums), `slack` (the largest minus that mean), `hash2` (sum of unsigned 64-bit numbers, which
+    wraps), and `unique` or anything else, which keeps the first and adds the others as `name_1`,
+    `name_2`.
+
+    Args:
+        parts: metrics and number of datums of each part.
+    """
+    if len(parts) == 1:
+        return dict(parts[0][0])
+    merged: Metrics = {}
+    for key in dict.fromkeys(key for metrics, _ in parts for key in metrics):
+        found = [(metrics[key], weight) for metrics, weight in parts if key in metrics]
+        values = [value for value, _ in found]
+        mean = sum(value * weight for value, weight in found) / sum(weight for _, weight in found)
+        match key.rpartition(":")[2]:
+            case "sum":
+                merged[key] = sum(values)
+            case "mean":
+                merged[key] = mean
+            case "min":
+                merged[key] = min(values)
+            case "max":
+                merged[key] = max(values)
+            case "slack":
+                merged[key] = max(values) - mean
+            case "hash2":
+                merged[key] = sum(map(int, values)) % 2**64
+            case _:
+                merged[key] = values[0]
+                merged |= {f"{key}_{index}": value for index, value in enumerate(values) if index}
+    return merged
+
+
+def read_samples(parts: Sequence[AnswerPart], request_id: int) -> SampleResponse:
+    """The continuations of one prompt.
+
+    Raises:
+        EngineFailed: the arrays of the answer contradict each other.
+    """
+    reasons = read_result(parts)["stop_reasons"]
+    columns: dict[str, list[NumpyArray]] = {}
+    for part in parts:
+        for name, array in unpack_arrays(part.reply.arrays, part.frames).items():
+            columns.setdefault(name, []).append(array)
+    arrays = {name: np.concatenate(found) for name, found in columns.items()}
+    tokens, lengths, logprobs = (arrays[name] for name in ("tokens", "lengths", "logprobs"))
+    if not len(reasons) == len(lengths) or not len(tokens) == len(logprobs) == lengths.sum():
+        raise EngineFailed(
+            f"{len(reasons)} stop reasons, {len(lengths)} lengths, {len(tokens)} tokens and "
+            f"{len(logprobs)} logprobs in an answer"
+        )
+    ends = np.cumsum(lengths).tolist()
+    sequences = [
+        SampledSequence(
+            stop_reason=reason,
+            tokens=tokens[start:end],
+            logprobs=logprobs[start:end],
+            sequence_id=f"{request_id}:{index}",
+        )
+        for index, (reason, start, end) in enumerate(
+            zip(reasons, [0, *ends[:-1]], ends, strict=False)
+        )
+    ]
+    return SampleResponse(sequences=sequences, prompt_logprobs=arrays.get("prompt_logprobs"))
+
+
+def _own(array: NumpyArray | None) -> NumpyArray | None:
+    return None if array is None else array.copy()

@@ -1,0 +1,163 @@
+"""Losses computed by the caller: the gradient goes to the server as signed weights.
+
+With g = dC/dlp the gradient of the caller's loss C with respect to the log-probabilities, a
+cross_entropy with weights -g has the same gradient with respect to the adapter.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import BadRequest
+from .futures import APIFuture
+from .tensor_data import NumpyArray, TensorData
+from .types import Datum, ForwardBackwardOutput
+
+if TYPE_CHECKING:
+    import torch
+
+TorchLoss = Callable[
+    [list[Datum], "list[torch.Tensor]"], "tuple[torch.Tensor, Mapping[str, float]]"
+]
+NumpyLoss = Callable[[list[Datum], list[NumpyArray]], tuple[float, Sequence[NumpyArray]]]
+
+
+Evaluate = Callable[
+    [list[Datum], ForwardBackwardOutput], tuple[float, dict[str, float], list[NumpyArray]]
+]
+
+
+def evaluator(torch_fn: TorchLoss | None, numpy_fn: NumpyLoss | None) -> Evaluate:
+    """What calls the caller's function; exactly one of the two is given."""
+    if torch_fn is not None and numpy_fn is None:
+        return partial(evaluate_torch, torch_fn)
+    if numpy_fn is not None and torch_fn is None:
+        return partial(evaluate_numpy, numpy_fn)
+    raise BadRequest("exactly one of loss_fn and numpy_fn must be given")
+
+
+def start(
+    forward: APIFuture[ForwardBackwardOutput],
+    evaluate: Callable[[ForwardBackwardOutput], tuple[float, dict[str, float], list[NumpyArray]]],
+    send: Callable[[Sequence[NumpyArray]], APIFuture[ForwardBackwardOutput]],
+    void: Callable[[], None],
+) -> APIFuture[ForwardBackwardOutput]:
+    """Run the caller's function in a thread of its own once the first pass is back.
+
+    Args:
+        forward: the first pass.
+        evaluate: gives loss, metrics and gradients.
+        send: sends the second pass.
+        void: gives up the number reserved for the second pass, which was not sent.
+    """
+    source: futures.Future[ForwardBackwardOutput] = futures.Future()
+    source.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            try:
+                loss, metrics, gradients = evaluate(forward.result())
+                backward = send(gradients)
+            except BaseException:
+                void()
+                raise
+            source.set_result(finish(backward.result(), loss, metrics))
+        except BaseException as error:
+            source.set_exception(error)
+
+    threading.Thread(target=run, name="weft-custom-loss", daemon=True).start()
+    return APIFuture(source, lambda: forward.waiting_for or "the custom loss is on its way")
+
+
+def forward_data(data: Sequence[Datum]) -> list[Datum]:
+    """What the first pass sends: the inputs and their targets."""
+    for index, datum in enumerate(data):
+        if "target_tokens" not in datum.loss_fn_inputs:
+            raise BadRequest(f"datum {index}: a custom loss needs the input 'target_tokens'")
+    return [_with_weights(datum, None) for datum in data]
+
+
+def backward_data(data: Sequence[Datum], gradients: Sequence[NumpyArray]) -> list[Datum]:
+    """What the second pass sends: the same with weights -gradient."""
+    return [
+        _with_weights(datum, -gradient) for datum, gradient in zip(data, gradients, strict=True)
+    ]
+
+
+def evaluate_torch(
+    fn: TorchLoss, data: list[Datum], output: ForwardBackwardOutput
+) -> tuple[float, dict[str, float], list[NumpyArray]]:
+    """Call a torch function, and differentiate it.
+
+    Returns:
+        Loss, the function's metrics, and the gradient of each datum's log-probabilities.
+
+    Raises:
+        BadRequest: the function does not return (scalar tensor, metrics).
+    """
+    import torch
+
+    with torch.enable_grad():
+        logprobs = [
+            torch.from_numpy(outputs["logprobs"].array).requires_grad_()
+            for outputs in output.loss_fn_outputs
+        ]
+        loss, metrics = _pair(fn(data, logprobs), "(loss, metrics)")
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise BadRequest("the custom loss is not a tensor of one element")
+        found: Sequence[torch.Tensor | None] = [None] * len(logprobs)
+        if loss.requires_grad:
+            found = torch.autograd.grad(loss.sum(), logprobs, allow_unused=True)
+    gradients = [
+        np.zeros(len(lp), np.float32) if gradient is None else gradient.float().numpy()
+        for lp, gradient in zip(logprobs, found, strict=True)
+    ]
+    return float(loss), {key: float(value) for key, value in dict(metrics).items()}, gradients
+
+
+def evaluate_numpy(
+    fn: NumpyLoss, data: list[Datum], output: ForwardBackwardOutput
+) -> tuple[float, dict[str, float], list[NumpyArray]]:
+    """Call a numpy function that differentiates by itself.
+
+    Raises:
+        BadRequest: the function does not return (loss, one gradient of N elements a datum).
+    """
+    logprobs = [outputs["logprobs"].array for outputs in output.loss_fn_outputs]
+    loss, found = _pair(fn(data, logprobs), "(loss, gradients)")
+    gradients = [np.asarray(gradient, np.float32) for gradient in found]
+    if [len(g) if g.ndim == 1 else -1 for g in gradients] != [len(lp) for lp in logprobs]:
+        raise BadRequest(
+            f"the custom loss gave gradients of shapes {[g.shape for g in gradients]}, "
+            f"the log-probabilities have {[lp.shape for lp in logprobs]}"
+        )
+    return float(loss), {}, gradients
+
+
+def finish(
+    output: ForwardBackwardOutput, loss: float, metrics: Mapping[str, float]
+) -> ForwardBackwardOutput:
+    """The output of the second pass, with the caller's loss and metrics in it."""
+    merged = dict(output.metrics)
+    if "loss:sum" in merged:
+        merged["surrogate_loss:sum"] = merged["loss:sum"]
+    merged |= metrics
+    merged["loss:sum"] = loss
+    return ForwardBackwardOutput(loss_fn_outputs=output.loss_fn_outputs, metrics=merged)
+
+
+def _with_weights(datum: Datum, weights: NumpyArray | None) -> Datum:
+    inputs = {"target_tokens": datum.loss_fn_inputs["target_tokens"]}
+    if weights is not None:
+        inputs["weights"] = TensorData(weights)
+    return Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
+
+
+def _pair(result: Any, form: str) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2:  # pyright: ignore[reportUnknownArgumentType]
+        raise BadRequest(f"the custom loss must return {form}, not {type(result).__name__}")
+    return result[0], result[1]

@@ -1,0 +1,272 @@
+"""The first thing a program makes: a session with a server, and the clients that belong to it."""
+
+import secrets
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+import zmq
+
+from . import environment
+from .answers import read_result
+from .errors import BadRequest
+from .futures import as_coroutine, in_thread
+from .limits import limit
+from .messages import CreateRun
+from .paths import parse_path
+from .rest import RestClient
+from .sampling import SamplingClient, open_sampler
+from .session import Session, check_metadata, read_cards, refuse_unserved
+from .training import TrainingClient
+from .types import (
+    GetInfoResponse,
+    GetServerCapabilitiesResponse,
+    LoraConfig,
+    ModelData,
+    SupportedModel,
+)
+
+_MAX_RANK = limit("rank")
+
+
+class ServiceClient:
+    """A session with a server. Nothing is sent before the first call.
+
+    Args:
+        user_metadata: told to the server with the session.
+        project_id: not served.
+        base_url: the server's address, tcp://host:port or ipc://path; None takes WEFT_ADDRESS, or
+            tcp://127.0.0.1:5757.
+        api_key: None takes WEFT_API_KEY.
+        context: the ZeroMQ context of an engine in this process, for its inproc:// address.
+
+    Raises:
+        BadRequest: no such kind of address.
+    """
+
+    def __init__(
+        self,
+        user_metadata: Mapping[str, str] | None = None,
+        project_id: str | None = None,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        context: "zmq.Context[Any] | None" = None,
+    ) -> None:
+        refuse_unserved(project_id=project_id)
+        self._address = base_url or environment.server_address()
+        self._api_key = environment.api_key() if api_key is None else api_key
+        self._metadata = check_metadata(user_metadata)
+        self._session = Session.open(self._address, self._api_key, self._metadata, context)
+
+    def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
+        """The models that can be trained and sampled; waits for the server."""
+        cards = read_cards(self._session.query("capabilities").result())
+        return GetServerCapabilitiesResponse(
+            supported_models=[
+                SupportedModel(
+                    model_name=card.name,
+                    max_context_length=card.max_context,
+                    aliases=card.aliases,
+                    vocab_size=card.vocab_size,
+                    max_rank=card.max_rank,
+                    tokenizer=card.tokenizer,
+                )
+                for card in cards
+            ]
+        )
+
+    def create_lora_training_client(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = True,
+        user_metadata: Mapping[str, str] | None = None,
+        *,
+        alpha: float = 32.0,
+    ) -> TrainingClient:
+        """Create a run and wait for it.
+
+        Args:
+            base_model: a name or alias of the server's models.
+            rank: of the adapter, 1 to 256.
+            seed: of its initial values; None draws one.
+            train_mlp: adapt gate, up and down.
+            train_attn: adapt q, k, v and o.
+            train_unembed: adapt the unembedding.
+            user_metadata: kept beside the run.
+            alpha: the adapter's output is scaled by alpha / rank.
+
+        Raises:
+            BadRequest: an argument is out of its range.
+            NotFound: no such model; the message lists what there is.
+        """
+        config = LoraConfig(
+            rank=rank,
+            seed=seed,
+            train_mlp=train_mlp,
+            train_attn=train_attn,
+            train_unembed=train_unembed,
+            alpha=alpha,
+        )
+        if not base_model:
+            raise BadRequest("base_model is required")
+        _check_config(config)
+        return self._create(config, user_metadata, base_model=base_model)
+
+    def create_training_client_from_state(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+        weights_access_token: str | None = None,
+    ) -> TrainingClient:
+        """Create a run that starts from saved weights, with a fresh optimizer, and wait for it.
+
+        Args:
+            path: weft://<run_id>/weights/<name>.
+            base_model: None takes the state's; another than the state's is refused.
+            user_metadata: kept beside the run.
+            weights_access_token: not served.
+        """
+        return self._from_state(path, base_model, user_metadata, weights_access_token, False)
+
+    def create_training_client_from_state_with_optimizer(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+        weights_access_token: str | None = None,
+    ) -> TrainingClient:
+        """As `create_training_client_from_state`, with the optimizer as it was saved."""
+        return self._from_state(path, base_model, user_metadata, weights_access_token, True)
+
+    def create_sampling_client(
+        self,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        retry_config: object = None,
+    ) -> SamplingClient:
+        """A client that samples from saved weights or from a base model; waits for it.
+
+        Args:
+            model_path: weft://<run_id>/sampler_weights/<name> or .../weights/<name>.
+            base_model: a name or alias of the server's models; exactly one of the two is given.
+            retry_config: not served; the connection retries.
+        """
+        refuse_unserved(retry_config=retry_config)
+        return open_sampler(self._session, base_model=base_model or "", model_path=model_path or "")
+
+    def create_rest_client(self) -> RestClient:
+        """A client that lists runs and checkpoints."""
+        return RestClient(self._session)
+
+    def close(self) -> None:
+        """End the session and every client of it; unanswered calls fail."""
+        self._session.connection.close()
+
+    get_server_capabilities_async = in_thread(get_server_capabilities)
+    create_lora_training_client_async = in_thread(create_lora_training_client)
+    create_training_client_from_state_async = in_thread(create_training_client_from_state)
+    create_training_client_from_state_with_optimizer_async = in_thread(
+        create_training_client_from_state_with_optimizer
+    )
+    create_sampling_client_async = in_thread(create_sampling_client)
+    create_rest_client_async = as_coroutine(create_rest_client)
+
+    def __enter__(self) -> "ServiceClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._address.startswith("inproc://"):
+            raise BadRequest("a client of an engine in this process cannot be pickled")
+        return (_restore, (self._metadata, self._address, self._api_key))
+
+    def __repr__(self) -> str:
+        return f"ServiceClient(base_url={self._address!r})"
+
+    def _from_state(
+        self,
+        path: str,
+        base_model: str | None,
+        user_metadata: Mapping[str, str] | None,
+        weights_access_token: str | None,
+        with_optimizer: bool,
+    ) -> TrainingClient:
+        refuse_unserved(weights_access_token=weights_access_token)
+        if parse_path(path).kind != "weights":
+            raise BadRequest(f"{path!r} holds weights for a sampler, not a training state")
+        return self._create(
+            LoraConfig(),
+            user_metadata,
+            base_model=base_model or "",
+            from_path=path,
+            with_optimizer=with_optimizer,
+        )
+
+    def _create(
+        self,
+        config: LoraConfig,
+        user_metadata: Mapping[str, str] | None,
+        *,
+        base_model: str,
+        from_path: str = "",
+        with_optimizer: bool = False,
+    ) -> TrainingClient:
+        metadata = check_metadata(user_metadata)
+        run_id = self._session.new_run_id()
+        result = self._session.request(
+            lambda number: CreateRun(
+                request_id=number,
+                run_id=run_id,
+                seq=0,
+                digest=b"",
+                base_model=base_model,
+                rank=config.rank,
+                alpha=float(config.alpha),
+                seed=secrets.randbits(32) if config.seed is None else config.seed,
+                train_attn=config.train_attn,
+                train_mlp=config.train_mlp,
+                train_unembed=config.train_unembed,
+                from_path=from_path,
+                with_optimizer=with_optimizer,
+                user_metadata=metadata,
+            ),
+            read_result,
+        ).result()
+        card = self._session.find_card(result["base_model"])
+        info = GetInfoResponse(
+            model_id=run_id,
+            model_data=ModelData(model_name=card.name, tokenizer_id=card.tokenizer or None),
+            lora_rank=result["rank"],
+            lora_alpha=result["alpha"],
+            model_name=card.name,
+        )
+        return TrainingClient(self._session, info, card)
+
+
+def _restore(metadata: Mapping[str, str], address: str, api_key: str) -> ServiceClient:
+    return ServiceClient(metadata, base_url=address, api_key=api_key)
+
+
+def _check_config(config: LoraConfig) -> None:
+    for name, value, low, high in (
+        ("rank", config.rank, 1, _MAX_RANK),
+        ("seed", 0 if config.seed is None else config.seed, -(2**63), 2**63 - 1),
+    ):
+        if type(value) is not int or not low <= value <= high:
+            raise BadRequest(f"{name} is {value!r}, not an integer from {low} to {high}")
+    for name in ("train_mlp", "train_attn", "train_unembed"):
+        if type(getattr(config, name)) is not bool:
+            raise BadRequest(f"{name} is {getattr(config, name)!r}, not a bool")
+    if not (config.train_mlp or config.train_attn or config.train_unembed):
+        raise BadRequest("at least one of train_unembed, train_mlp, or train_attn must be True")
+    is_number = isinstance(config.alpha, int | float) and not isinstance(config.alpha, bool)
+    if not is_number or not isfinite(config.alpha) or config.alpha <= 0:
+        raise BadRequest(f"alpha is {config.alpha!r}, not a number above 0")

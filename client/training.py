@@ -1,0 +1,420 @@
+"""The client of one training run."""
+
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from math import isfinite
+from typing import Any, TypeVar
+
+from . import custom_loss
+from .answers import read_forward_backward, read_result
+from .batch import Part, build_parts
+from .custom_loss import NumpyLoss, TorchLoss
+from .errors import BadRequest
+from .futures import APIFuture, as_coroutine, in_thread
+from .link import AnswerPart
+from .losses import fill_config, find_loss
+from .messages import (
+    Command,
+    ForwardBackward,
+    LoadState,
+    ModelCard,
+    OptimStep,
+    SaveForSampler,
+    SaveState,
+    Void,
+)
+from .paths import check_name, parse_path
+from .sampling import SamplingClient, open_sampler
+from .session import Session, check_metadata, refuse_unserved
+from .tensor_data import NumpyArray
+from .tokenizers import load_tokenizer
+from .types import (
+    AdamParams,
+    Datum,
+    ForwardBackwardOutput,
+    GetInfoResponse,
+    LoadWeightsResponse,
+    OptimStepResponse,
+    SaveWeightsForSamplerResponse,
+    SaveWeightsResponse,
+)
+
+T = TypeVar("T")
+
+
+class TrainingClient:
+    """Trains one adapter.
+
+    Calls return at once and take effect in the order in which they were made; any number may be on
+    their way. `forward_backward`s add up gradients until an `optim_step` uses them. Methods ending
+    in `_async` do the same from a coroutine. Made by `ServiceClient`.
+    """
+
+    def __init__(
+        self, session: Session, info: GetInfoResponse, card: ModelCard, next_seq: int = 1
+    ) -> None:
+        self._session = session
+        self._info = info
+        self._card = card
+        self._lock = threading.Lock()
+        self._next_seq = next_seq
+
+    @property
+    def model_id(self) -> str:
+        """The run's id."""
+        return self._info.model_id
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, float] | None = None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Compute a loss and log-probabilities, and no gradient; as `forward_backward`."""
+        return self._call(data, loss_fn, loss_fn_config, forward_only=True)
+
+    def forward_backward(
+        self,
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, float] | None = None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Compute a loss and add its gradient to that of the run.
+
+        The loss is a sum over tokens: two calls, or one with the data of both, are the same. A call
+        that fails adds nothing.
+
+        Args:
+            data: at least one datum; their arrays are copied before this returns.
+            loss_fn: a name of `losses.LOSSES`.
+            loss_fn_config: its options; None takes the defaults.
+
+        Raises:
+            BadRequest: something in the call cannot be; nothing was sent.
+        """
+        return self._call(data, loss_fn, loss_fn_config, forward_only=False)
+
+    def forward_backward_custom(
+        self,
+        data: Sequence[Datum],
+        loss_fn: TorchLoss | None = None,
+        *,
+        numpy_fn: NumpyLoss | None = None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Add the gradient of a loss that the caller computes from log-probabilities.
+
+        Costs a `forward` and a `forward_backward`. The function runs in a thread of its own when
+        the log-probabilities are there; calls made meanwhile take effect after this one. When the
+        function raises, its exception is the result and nothing is added.
+
+        Args:
+            data: with the input `target_tokens`; others are for the function alone.
+            loss_fn: (data, log-probabilities, one tensor [N] a datum) to (loss, metrics), in torch.
+            numpy_fn: the same with arrays to (loss, gradients, one array [N] a datum); no torch.
+
+        Raises:
+            BadRequest: as `forward_backward`, or not exactly one function.
+        """
+        evaluate = custom_loss.evaluator(loss_fn, numpy_fn)
+        data = list(data)
+        parts = build_parts(custom_loss.forward_data(data), "cross_entropy", self._card)
+        with self._lock:
+            forward = self._send_parts(parts, "cross_entropy", {}, True, self._next_seq)
+            second_seq = self._next_seq + 1
+            self._next_seq += 2
+
+        def send_second(gradients: Sequence[NumpyArray]) -> APIFuture[ForwardBackwardOutput]:
+            weighted = custom_loss.backward_data(data, gradients)
+            second = build_parts(weighted, "cross_entropy", self._card)
+            return self._send_parts(second, "cross_entropy", {}, False, second_seq)
+
+        return custom_loss.start(
+            forward,
+            lambda output: evaluate(data, output),
+            send_second,
+            lambda: self._void(second_seq),
+        )
+
+    def optim_step(
+        self, optim_params: AdamParams | None = None, *, adam_params: AdamParams | None = None
+    ) -> APIFuture[OptimStepResponse]:
+        """Apply the accumulated gradient by one step of AdamW, and clear it.
+
+        The metrics always hold the gradient's norm before clipping, `unclipped_grad_l2:mean`.
+
+        Args:
+            optim_params: None takes the defaults.
+            adam_params: another name of it.
+
+        Raises:
+            BadRequest: a field is out of its range.
+        """
+        if optim_params is not None and adam_params is not None:
+            raise BadRequest("optim_params and adam_params are two names of one argument")
+        params = optim_params or adam_params or AdamParams()
+        _check_adam(params)
+        return self._command(
+            lambda number, seq: OptimStep(
+                request_id=number,
+                run_id=self.model_id,
+                seq=seq,
+                digest=b"",
+                learning_rate=float(params.learning_rate),
+                beta1=float(params.beta1),
+                beta2=float(params.beta2),
+                eps=float(params.eps),
+                weight_decay=float(params.weight_decay),
+                grad_clip_norm=float(params.grad_clip_norm),
+            ),
+            lambda parts: OptimStepResponse(metrics=dict(read_result(parts)["metrics"])),
+        )
+
+    # --- states and weights -----------------------------------------------------------------------
+
+    def save_state(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> APIFuture[SaveWeightsResponse]:
+        """Save weights and optimizer state, to train on from later.
+
+        Args:
+            name: letters, digits and `_.=+@-`.
+            ttl_seconds: not served; states are kept.
+            overwrite: replace a state of that name; otherwise that is a `Conflict`.
+            user_metadata: kept beside it.
+        """
+        refuse_unserved(ttl_seconds=ttl_seconds)
+        check_name(name)
+        metadata = check_metadata(user_metadata)
+        return self._command(
+            lambda number, seq: SaveState(
+                request_id=number,
+                run_id=self.model_id,
+                seq=seq,
+                digest=b"",
+                name=name,
+                overwrite=bool(overwrite),
+                user_metadata=metadata,
+            ),
+            lambda parts: SaveWeightsResponse(
+                path=read_result(parts)["path"], size_bytes=read_result(parts).get("size_bytes")
+            ),
+        )
+
+    def load_state(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
+        """Replace the weights by those of a saved state, with a fresh optimizer.
+
+        Gradients that were accumulated are cleared.
+        """
+        return self._load(path, weights_access_token, with_optimizer=False)
+
+    def load_state_with_optimizer(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
+        """Replace weights and optimizer state by those of a saved state."""
+        return self._load(path, weights_access_token, with_optimizer=True)
+
+    def save_weights_for_sampler(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> APIFuture[SaveWeightsForSamplerResponse]:
+        """Save the weights alone, under a name, to sample from."""
+        refuse_unserved(ttl_seconds=ttl_seconds, user_metadata=user_metadata)
+        return self._send_freeze(
+            check_name(name),
+            "",
+            lambda parts: SaveWeightsForSamplerResponse(
+                path=read_result(parts)["path"], size_bytes=read_result(parts).get("size_bytes")
+            ),
+        )
+
+    def save_weights_and_get_sampling_client(
+        self, name: str | None = None, retry_config: object = None
+    ) -> SamplingClient:
+        """Freeze the weights as they are now, and sample from them; waits for it.
+
+        Nothing is written to a file. Training on does not change what the sampler draws from.
+
+        Args:
+            name: no effect, as in the official SDK.
+            retry_config: not served; the connection retries.
+        """
+        refuse_unserved(retry_config=retry_config)
+        sampler_id = self._session.new_sampler_id()
+        return self._send_freeze(
+            "", sampler_id, lambda parts: SamplingClient(self._session, sampler_id, self._card)
+        ).result()
+
+    def create_sampling_client(
+        self, model_path: str, retry_config: object = None
+    ) -> SamplingClient:
+        """A client that samples from saved weights; waits for it."""
+        refuse_unserved(retry_config=retry_config)
+        return open_sampler(self._session, model_path=model_path)
+
+    # --- about the run ----------------------------------------------------------------------------
+
+    def get_info(self) -> GetInfoResponse:
+        """What the run trains; known since its creation."""
+        return self._info
+
+    def get_tokenizer(self) -> Any:
+        """The base model's tokenizer, as `transformers` loads it."""
+        return load_tokenizer(self._card)
+
+    # --- the same for coroutines ------------------------------------------------------------------
+
+    # A command's coroutine ends when it is sent and gives its future; the others give the result.
+    forward_async = as_coroutine(forward)
+    forward_backward_async = as_coroutine(forward_backward)
+    forward_backward_custom_async = as_coroutine(forward_backward_custom)
+    optim_step_async = as_coroutine(optim_step)
+    save_state_async = as_coroutine(save_state)
+    load_state_async = as_coroutine(load_state)
+    load_state_with_optimizer_async = as_coroutine(load_state_with_optimizer)
+    save_weights_for_sampler_async = as_coroutine(save_weights_for_sampler)
+    save_weights_and_get_sampling_client_async = in_thread(save_weights_and_get_sampling_client)
+    create_sampling_client_async = in_thread(create_sampling_client)
+    get_info_async = as_coroutine(get_info)
+
+    # --- a client is its own future ---------------------------------------------------------------
+
+    def result(self, timeout: float | None = None) -> "TrainingClient":
+        """The client itself: it was created before it was returned."""
+        return self
+
+    def __await__(self) -> Generator[Any, None, "TrainingClient"]:
+        yield from ()
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The copy goes on with the next number: one of the two may be used from here on.
+        return (TrainingClient, (self._session, self._info, self._card, self._next_seq))
+
+    def __repr__(self) -> str:
+        return f"TrainingClient({self.model_id!r}, {self._info.model_name!r})"
+
+    # --- how commands are sent --------------------------------------------------------------------
+
+    def _command(
+        self, make: Callable[[int, int], Command], convert: Callable[[Sequence[AnswerPart]], T]
+    ) -> APIFuture[T]:
+        connection = self._session.connection
+        with self._lock:
+            header = make(connection.new_request_id(), self._next_seq)
+            future = connection.send([header], [()], convert)
+            self._next_seq += 1  # after what can raise: a number that is not sent blocks the next
+        return future
+
+    def _call(
+        self,
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, float] | None,
+        forward_only: bool,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        config = fill_config(find_loss(loss_fn), loss_fn_config)
+        parts = build_parts(data, loss_fn, self._card)
+        with self._lock:
+            future = self._send_parts(parts, loss_fn, config, forward_only, self._next_seq)
+            self._next_seq += 1
+        return future
+
+    def _send_parts(
+        self,
+        parts: Sequence[Part],
+        loss_fn: str,
+        config: dict[str, float],
+        forward_only: bool,
+        seq: int,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        connection = self._session.connection
+        number = connection.new_request_id()
+        headers = [
+            ForwardBackward(
+                request_id=number,
+                run_id=self.model_id,
+                seq=seq,
+                digest=b"",
+                part=index,
+                num_parts=len(parts),
+                num_datums=len(part.lengths),
+                num_tokens=part.num_tokens,
+                loss_fn=loss_fn,
+                loss_fn_config=config,
+                forward_only=forward_only,
+                arrays=part.arrays,
+            )
+            for index, part in enumerate(parts)
+        ]
+        lengths = [part.lengths for part in parts]
+        return connection.send(
+            headers,
+            [part.frames for part in parts],
+            lambda answer: read_forward_backward(answer, lengths),
+        )
+
+    def _void(self, seq: int) -> None:
+        self._session.request(
+            lambda number: Void(
+                request_id=number, run_id=self.model_id, first_seq=seq, last_seq=seq
+            ),
+            read_result,
+        )
+
+    def _load(
+        self, path: str, weights_access_token: str | None, with_optimizer: bool
+    ) -> APIFuture[LoadWeightsResponse]:
+        refuse_unserved(weights_access_token=weights_access_token)
+        if parse_path(path).kind != "weights":
+            raise BadRequest(f"{path!r} holds weights for a sampler, not a training state")
+        return self._command(
+            lambda number, seq: LoadState(
+                request_id=number,
+                run_id=self.model_id,
+                seq=seq,
+                digest=b"",
+                path=path,
+                with_optimizer=with_optimizer,
+            ),
+            lambda parts: LoadWeightsResponse(path=path),
+        )
+
+    def _send_freeze(
+        self, name: str, sampler_id: str, convert: Callable[[Sequence[AnswerPart]], T]
+    ) -> APIFuture[T]:
+        return self._command(
+            lambda number, seq: SaveForSampler(
+                request_id=number,
+                run_id=self.model_id,
+                seq=seq,
+                digest=b"",
+                name=name,
+                sampler_id=sampler_id,
+            ),
+            convert,
+        )
+
+
+def _check_adam(params: AdamParams) -> None:
+    for name, low, high in (
+        ("learning_rate", 0.0, float("inf")),
+        ("beta1", 0.0, 1.0),
+        ("beta2", 0.0, 1.0),
+        ("eps", 0.0, float("inf")),
+        ("weight_decay", 0.0, float("inf")),
+        ("grad_clip_norm", 0.0, float("inf")),
+    ):
+        value = getattr(params, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not isfinite(value) or not low <= value < high:
+            raise BadRequest(f"{name} is {value!r}, not a number in [{low:g}, {high:g})")
