@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -32,13 +31,14 @@ class PretrainConfig:
     """How long and how fast to pretrain."""
 
     output: Path
-    steps: int = 2000
-    rows: int = 32  # of a batch
+    steps: int = 2000  # of the learning-rate schedule
+    stop: int = 0  # leave off after this step, so that tenants have something to teach; 0: do not
+    rows: int = 16  # of a batch
     row_tokens: int = 128
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     warmup: int = 100  # steps
     seed: int = 0
-    eval_every: int = 200  # steps
+    eval_every: int = 100  # steps
     num_eval: int = 200  # held-out prompts of each kind
 
 
@@ -93,7 +93,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pack_rows(documents: Iterator[Document], rows: int, row_tokens: int) -> Batch:
-    """Fill each row with whole documents until the next does not fit."""
+    """Fill each row with whole documents until one does not fit; that one is left out."""
     tokens = torch.full((rows, row_tokens), tiny_text.PAD)
     positions = torch.zeros((rows, row_tokens), dtype=torch.int64)
     targets = torch.full((rows, row_tokens), tiny_text.PAD)
@@ -148,7 +148,10 @@ def held_out_items(kind: str, num_items: int) -> list[tuple[list[int], list[int]
             case "copy" if tiny_text.is_held_out_text(text) and len(text) > 3:
                 prompt, answer = tiny_text.encode(f"copy {text} -> "), text
             case "sort" if tiny_text.is_held_out_text(listed):
-                prompt, answer = tiny_text.encode(f"sort {listed} -> "), tiny_text.join(sorted(numbers))
+                prompt, answer = (
+                    tiny_text.encode(f"sort {listed} -> "),
+                    tiny_text.join(sorted(numbers)),
+                )
             case _:
                 continue
         items.append((prompt, tiny_text.encode(answer)))
@@ -188,18 +191,21 @@ def train(config: PretrainConfig) -> Qwen3ForCausalLM:
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
     text = tiny_text.documents(config.seed)
-    items = {kind: held_out_items(kind, config.num_eval) for kind in ("sum", "chat sum", "copy", "sort")}
+    items = {
+        kind: held_out_items(kind, config.num_eval) for kind in ("sum", "chat sum", "copy", "sort")
+    }
     started = time.monotonic()
-    for step in range(1, config.steps + 1):
+    last = min(config.stop or config.steps, config.steps)
+    for step in range(1, last + 1):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config)
         batch = pack_rows(text, config.rows, config.row_tokens)
         loss = loss_of(model, batch)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % config.eval_every == 0 or step == config.steps:
+        if step % config.eval_every == 0 or step == last:
             scores = {kind: sampled_accuracy(model, rows, step) for kind, rows in items.items()}
             shown = "  ".join(f"{kind} {score:.2f}" for kind, score in scores.items())
             elapsed = time.monotonic() - started
@@ -225,13 +231,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     defaults = PretrainConfig(output=Path())
-    for name in ("steps", "rows", "learning_rate", "seed", "eval_every"):
+    for name in ("steps", "stop", "rows", "learning_rate", "seed", "eval_every"):
         value = getattr(defaults, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     config = PretrainConfig(**vars(parser.parse_args()))
     model = train(config)
     save(model, config.output)
-    print(json.dumps({"parameters": model.num_parameters(), "steps": config.steps}))
+    print(json.dumps({"parameters": model.num_parameters(), "steps": config.stop or config.steps}))
 
 
 def _schedule(step: int, config: PretrainConfig) -> float:

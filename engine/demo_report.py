@@ -22,7 +22,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmResult:
-    """One tenant's result."""
+    """One tenant's result; `label` is its name in tables."""
 
     name: str
     method: str  # "SFT", "RL", "DPO"
@@ -35,6 +35,10 @@ class ArmResult:
     before: Score
     after: Score
     sample: str  # its adapter's answer to the common prompt
+
+    @property
+    def label(self) -> str:
+        return label(self.name, is_control=self.is_control)
 
     @property
     def change(self) -> Score:
@@ -70,6 +74,18 @@ class EngineStats:
         total = sum(tenants * count for tenants, count in self.batches_by_tenants.items())
         return total / num_batches if num_batches else 0.0
 
+    def since(self, earlier: "EngineStats") -> "EngineStats":
+        """Return what was counted after `earlier`, which has the same start."""
+        counts = {
+            tenants: count - earlier.batches_by_tenants.get(tenants, 0)
+            for tenants, count in self.batches_by_tenants.items()
+        }
+        return EngineStats(
+            wall_s=self.wall_s - earlier.wall_s,
+            busy_s=self.busy_s - earlier.busy_s,
+            batches_by_tenants={tenants: count for tenants, count in counts.items() if count},
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
@@ -103,11 +119,13 @@ class DemoReport:
         return "\n".join((*self._results(), "", *self._engine(), "", *self._samples()))
 
     def _results(self) -> list[str]:
-        rows = [("tenant", "method", "rank", "rate", "steps", "held-out", "before", "after", "change")]
+        rows = [
+            ("tenant", "method", "rank", "rate", "steps", "held-out", "before", "after", "change")
+        ]
         for arm in sorted(self.arms, key=lambda arm: arm.is_control):
             rows.append(
                 (
-                    ("control: " if arm.is_control else "") + arm.name,
+                    arm.label,
                     arm.method,
                     str(arm.rank),
                     f"{arm.learning_rate:g}",
@@ -133,11 +151,14 @@ class DemoReport:
 
     def _samples(self) -> list[str]:
         rows = [("(base model)", self.base_sample)]
-        rows += [
-            (("control: " if arm.is_control else "") + arm.name, arm.sample) for arm in self.arms
-        ]
+        rows += [(arm.label, arm.sample) for arm in self.arms]
         shown = [(name, repr(text)) for name, text in rows]
         return [f"{self.prompt!r}, answered by each adapter at temperature 0:", *align(shown)]
+
+
+def label(name: str, *, is_control: bool) -> str:
+    """Name a tenant for tables."""
+    return f"control: {name}" if is_control else name
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

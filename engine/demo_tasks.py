@@ -15,6 +15,8 @@ from pathlib import Path
 from . import tiny_text
 
 MAX_LINE_BYTES = 72  # of a docstring's first line; longer ones are left out
+Tokens = tuple[int, ...]
+
 ENDS = (tiny_text.END_OF_TEXT, tiny_text.IM_END)
 
 
@@ -22,17 +24,17 @@ ENDS = (tiny_text.END_OF_TEXT, tiny_text.IM_END)
 class Item:
     """A prompt and the answer wanted, both as tokens; the answer ends with its end token."""
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    prompt: Tokens
+    answer: Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
     """Two answers to one prompt; both are right, one is wanted."""
 
-    prompt: tuple[int, ...]
-    chosen: tuple[int, ...]
-    rejected: tuple[int, ...]
+    prompt: Tokens
+    chosen: Tokens
+    rejected: Tokens
 
 
 def sums(*, held_out: bool) -> list[Item]:
@@ -83,7 +85,7 @@ def documented_names(directory: Path | None = None) -> tuple[tuple[str, str], ..
     for path in sorted(folder.glob("*.py")):
         tree = ast.parse(path.read_bytes())
         for name, line in _documented(tree, path.stem):
-            if 8 <= len(line) and len(line.encode()) <= MAX_LINE_BYTES:
+            if len(line) >= 8 and len(line.encode()) <= MAX_LINE_BYTES:
                 found.setdefault(name, line)
     return tuple(found.items())
 
@@ -125,9 +127,7 @@ def shuffled(rewards: Sequence[Sequence[float]], rng: random.Random) -> list[lis
 
 
 def _plain(prompt: str, answer: str) -> Item:
-    return Item(
-        tuple(tiny_text.encode(prompt)), (*tiny_text.encode(answer), tiny_text.END_OF_TEXT)
-    )
+    return Item(tuple(tiny_text.encode(prompt)), (*tiny_text.encode(answer), tiny_text.END_OF_TEXT))
 
 
 def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:

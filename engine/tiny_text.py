@@ -198,11 +198,11 @@ def _question_and_answer(rng: random.Random) -> tuple[str, str]:
 
 
 _SHARES = {
-    _sum: 0.24,
-    _chat_sum: 0.11,
-    _difference: 0.04,
-    _copy: 0.16,
-    _sort: 0.27,
-    _question: 0.09,
-    _chat: 0.09,
+    _sum: 0.32,
+    _chat_sum: 0.13,
+    _difference: 0.03,
+    _copy: 0.14,
+    _sort: 0.22,
+    _question: 0.08,
+    _chat: 0.08,
 }
