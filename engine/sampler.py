@@ -59,6 +59,10 @@ class Settings:
             np.array(top_p, np.float64),
         )
 
+    def part(self, rows: slice) -> "Settings":
+        """The settings of some of the sequences."""
+        return Settings(self.temperature[rows], self.top_k[rows], self.top_p[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:

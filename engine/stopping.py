@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..client.errors import BadRequest
+
 Decode = Callable[[list[int]], str]  # a tokenizer's decode, special tokens included
 
 _INCOMPLETE = "\ufffd"  # what decoders write for bytes that are not (yet) a character
@@ -11,11 +13,17 @@ _INCOMPLETE = "\ufffd"  # what decoders write for bytes that are not (yet) a cha
 def max_new_tokens(prompt_tokens: int, max_tokens: int, max_context: int) -> int:
     """Return how many tokens may follow a prompt; max_tokens -1 asks for all that fit.
 
-    Prompt and answer together stay within the context, but for one token after a prompt that
-    fills it: that token is never fed, so it costs no position.
+    Raises:
+        BadRequest: prompt and answer together are longer than the context.
     """
-    room = max(1, max_context - prompt_tokens)
-    return room if max_tokens == -1 else min(max_tokens, room)
+    wanted = max(max_tokens, 1)
+    if prompt_tokens + wanted > max_context:
+        raise BadRequest(
+            f"prompt and answer are {prompt_tokens} + {wanted} tokens, "
+            f"the context holds {max_context}",
+            "too_large",
+        )
+    return max_context - prompt_tokens if max_tokens == -1 else max_tokens
 
 
 class StopStrings:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from weft.client.errors import BadRequest
 from weft.engine.stopping import Stopping, StopStrings, max_new_tokens
 
 
@@ -19,11 +20,16 @@ def push_all(strings: StopStrings, text: bytes) -> int:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "max_tokens", "expected"),
-    [(10, 5, 5), (10, -1, 90), (10, 500, 90), (99, -1, 1), (100, 7, 1), (100, -1, 1)],
+    ("prompt", "max_tokens", "expected"), [(10, 5, 5), (10, -1, 90), (99, -1, 1), (99, 1, 1)]
 )
 def test_new_tokens_stay_within_the_context(prompt: int, max_tokens: int, expected: int) -> None:
     assert max_new_tokens(prompt, max_tokens, 100) == expected
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [(10, 91), (100, 1), (100, -1)])
+def test_more_than_the_context_is_refused(prompt: int, max_tokens: int) -> None:
+    with pytest.raises(BadRequest, match="the context holds 100"):
+        max_new_tokens(prompt, max_tokens, 100)
 
 
 def test_a_stop_token_ends_a_sample() -> None:

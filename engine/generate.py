@@ -1,0 +1,377 @@
+"""Generate for many requests at once: admission, pages, steps, results, and what goes wrong.
+
+One step advances every running sample by a token and prefills what was admitted, whatever adapters
+they use. A step that raises is repeated in halves, down to the piece that is to blame; only its
+request fails. Touched only by the compute thread.
+"""
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..client.errors import BadRequest
+from .adapters import AdapterStore
+from .admission import Admission, Entry, Prefill, Start
+from .kv_cache import KVCache
+from .model import Decoder
+from .pages import Copy, PagePool
+from .sample_runner import SampleRunner, StepResult
+from .sample_step import Piece, SampleStep, pack_pieces, plan_step
+from .sampler import stream_of
+from .sampling import SampleDone, SampledSequence, SampleFailed, SampleRequest
+from .stopping import Decode, Stopping, StopStrings, max_new_tokens
+
+__all__ = ["Generator", "SampleDone", "SampleFailed", "SampleRequest", "SampledSequence"]
+
+log = logging.getLogger(__name__)
+
+Outcome = SampleDone | SampleFailed
+
+
+@dataclass(slots=True, eq=False)
+class _Sample:
+    """One continuation. Its pages hold the prompt and all its tokens but the last."""
+
+    index: int
+    stream: int
+    stopping: Stopping
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    is_started: bool = False  # admitted; before that it waits with its first token
+    stop_reason: str = ""  # "" while it goes on
+
+
+@dataclass(slots=True, eq=False)
+class _Active:
+    """A request in work. Its pages hold the prompt until all samples have theirs."""
+
+    request: SampleRequest
+    samples: list[_Sample]
+    pages: list[int] = field(default_factory=list)
+    is_prefilled: bool = False
+    prompt_logprobs: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """A piece of a step and whose it is; without a sample it is the prompt."""
+
+    piece: Piece
+    active: _Active
+    sample: _Sample | None
+
+
+class Generator:
+    """All sample requests of one worker.
+
+    Args:
+        model: the base model.
+        store: adapters; a request's version is retained until the request ends.
+        cache: pages of keys and values, used by nobody else.
+        decode: a tokenizer's decode, needed for stop strings only.
+        max_sequences: samples that run at the same time.
+        step_tokens: rows of a step; see `Admission`.
+        is_deterministic: a sample's numbers must not depend on what else is in its steps.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        store: AdapterStore,
+        cache: KVCache,
+        *,
+        decode: Decode | None = None,
+        max_sequences: int = 64,
+        step_tokens: int = 2048,
+        is_deterministic: bool = False,
+    ) -> None:
+        self._config = model.config
+        self._store = store
+        self._cache = cache
+        self._decode = decode
+        self._is_deterministic = is_deterministic
+        self._runner = SampleRunner(model, store, cache, is_deterministic=is_deterministic)
+        self._pool = PagePool(cache.num_pages, cache.page_size)
+        self._admission = Admission(
+            num_pages=cache.num_pages,
+            page_size=cache.page_size,
+            max_sequences=max_sequences,
+            step_tokens=step_tokens,
+        )
+        self._active: dict[Hashable, _Active] = {}
+        self._running: dict[_Sample, _Active] = {}  # in the order of their start
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._active)
+
+    @property
+    def num_active(self) -> int:
+        """Samples that run now, each a row of the next step."""
+        return len(self._running)
+
+    def submit(self, request: SampleRequest) -> None:
+        """Queue a request; it holds its weights version from now on.
+
+        Raises:
+            BadRequest: a value cannot be honoured, or it is too large for context or cache.
+        """
+        request.check(self._config.vocab_size)
+        if request.stop_strings and self._decode is None:
+            raise BadRequest("stop strings need a tokenizer, and this model came without one")
+        num_prompt = len(request.tokens)
+        capacity = self._cache.num_pages * self._cache.page_size
+        room = min(self._config.max_context, capacity)
+        max_new = max_new_tokens(num_prompt, request.max_tokens, room)
+        self._admission.add(Entry(request.key, num_prompt, max_new, request.num_samples))
+        samples = [
+            _Sample(index, stream_of(request.seed, index), self._stopping(request, max_new))
+            for index in range(request.num_samples)
+        ]
+        if request.version is not None:
+            self._store.retain(request.version)
+        self._active[request.key] = _Active(request, samples)
+
+    def cancel(self, key: Hashable) -> bool:
+        """Forget a request, started or not; it has no outcome. False when it is not known."""
+        if key not in self._active:
+            return False
+        self._forget(self._active[key])
+        return True
+
+    def step(self) -> list[Outcome]:
+        """Advance everything by one step; returns the requests that ended with it."""
+        admitted = self._admission.next_step()
+        work: list[_Work] = []
+        for prefill in admitted.prefills:
+            work.append(self._begin_prompt(prefill))
+        self._start_samples(admitted.starts)
+        self._extend_pages()
+        work += [self._decode_work(active, sample) for sample, active in self._running.items()]
+        outcomes: list[Outcome] = []
+        self._run(work, outcomes)
+        return outcomes
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless the pages in use are those of the requests in work."""
+        held = [active.pages for active in self._active.values()]
+        held += [sample.pages for active in self._active.values() for sample in active.samples]
+        self._pool.check_integrity(held)
+        assert len(self._admission) == len(self._active)
+        assert self._pool.num_pages - self._pool.num_free <= self._admission.num_reserved
+
+    # --- before a step
+
+    def _stopping(self, request: SampleRequest, max_new: int) -> Stopping:
+        strings = None
+        if request.stop_strings and self._decode is not None:
+            strings = StopStrings(request.stop_strings, self._decode)
+        return Stopping(request.stop_tokens, max_new, strings)
+
+    def _begin_prompt(self, prefill: Prefill) -> _Work:
+        active = self._active[prefill.key]
+        request = active.request
+        active.pages = self._take_pages(prefill.last)
+        piece = Piece(
+            version=request.version,
+            tokens=np.asarray(request.tokens[prefill.first : prefill.last], np.int64),
+            cached=prefill.first,
+            pages=active.pages,
+            settings=(request.temperature, request.top_k, request.top_p),
+            streams=tuple(sample.stream for sample in active.samples),
+            position=0,
+            is_scored=request.prompt_logprobs,
+        )
+        return _Work(piece, active, None)
+
+    def _start_samples(self, starts: Sequence[Start]) -> None:
+        """Let samples run: at once, or as soon as their prompt is prefilled."""
+        ready: list[tuple[_Active, _Sample]] = []
+        for start in starts:
+            active = self._active[start.key]
+            sample = active.samples[start.sample]
+            sample.is_started = True
+            if active.is_prefilled:
+                ready.append((active, sample))
+        self._fork(ready)
+
+    def _fork(self, ready: Sequence[tuple[_Active, _Sample]]) -> None:
+        """Give samples of prefilled prompts pages to go on with, and let them run."""
+        copies: list[Copy] = []
+        for active, sample in ready:
+            if len(active.samples) == 1:
+                sample.pages, active.pages = active.pages, []
+            else:
+                num_prompt = len(active.request.tokens)
+                sample.pages, copy = self._pool.fork(active.pages, num_prompt)
+                copies += [] if copy is None else [copy]
+            self._running[sample] = active
+        self._cache.copy(copies)
+        for active, _ in ready:
+            self._release_prompt(active)
+
+    def _extend_pages(self) -> None:
+        """Give every running sample the page that its next token needs."""
+        size, taken = self._cache.page_size, []
+        for sample, active in self._running.items():
+            num_cached = len(active.request.tokens) + len(sample.tokens) - 1
+            if num_cached == len(sample.pages) * size:
+                sample.pages += self._pool.allocate(1)
+                taken.append(sample.pages[-1])
+        self._cache.clear(taken)
+
+    def _decode_work(self, active: _Active, sample: _Sample) -> _Work:
+        request = active.request
+        piece = Piece(
+            version=request.version,
+            tokens=np.array(sample.tokens[-1:]),
+            cached=len(request.tokens) + len(sample.tokens) - 1,
+            pages=sample.pages,
+            settings=(request.temperature, request.top_k, request.top_p),
+            streams=(sample.stream,),
+            position=len(sample.tokens),
+        )
+        return _Work(piece, active, sample)
+
+    def _take_pages(self, num_tokens: int) -> list[int]:
+        pages = self._pool.allocate(-(-num_tokens // self._cache.page_size))
+        self._cache.clear(pages)
+        return pages
+
+    # --- a step
+
+    def _run(self, work: Sequence[_Work], outcomes: list[Outcome]) -> None:
+        """Compute some of a step's work; what fails together is tried apart."""
+        work = [each for each in work if each.active.request.key in self._active]
+        if not work:
+            return
+        by_piece = {each.piece: each for each in work}
+        failure: SampleFailed | None = None
+        try:
+            versions, pieces = pack_pieces([each.piece for each in work])
+            work = [by_piece[piece] for piece in pieces]
+            step = plan_step(pieces, is_deterministic=self._is_deterministic)
+            result = self._runner.run(step, versions)
+        except Exception as error:
+            log.warning("a sample step of %d pieces failed", len(work), exc_info=True)
+            failure = _failure(work[0].active.request.key, error)
+        if failure is None:
+            self._commit(work, step, result, outcomes)
+        elif len(work) == 1:
+            self._forget(work[0].active)
+            outcomes.append(failure)
+        else:
+            # The traceback, and with it the tensors of the failed step, is gone by now.
+            self._run(work[: len(work) // 2], outcomes)
+            self._run(work[len(work) // 2 :], outcomes)
+
+    def _commit(
+        self, work: Sequence[_Work], step: SampleStep, result: StepResult, outcomes: list[Outcome]
+    ) -> None:
+        """Take over what a step drew."""
+        tokens, logprobs = result.tokens_M.tolist(), result.logprobs_M.tolist()
+        first_draw = first_score = 0
+        for each in work:
+            draws = slice(first_draw, first_draw + len(each.piece.streams))
+            scored = slice(first_score, first_score + each.piece.num_scores)
+            first_draw, first_score = draws.stop, scored.stop
+            if each.active.request.key not in self._active:
+                continue
+            drawn = list(zip(tokens[draws], logprobs[draws], strict=True))
+            scores = result.scores_R[scored]
+            failure = self._take_over(each, drawn, scores)
+            if failure is not None:
+                self._forget(each.active)
+                outcomes.append(failure)
+        self._fork(
+            [
+                (each.active, sample)
+                for each in work
+                if each.sample is None and each.active.request.key in self._active
+                for sample in each.active.samples
+                if sample.is_started and not sample.stop_reason
+            ]
+        )
+        for each in work:
+            if all(sample.stop_reason for sample in each.active.samples):
+                outcomes += self._finish(each.active)
+
+    def _take_over(
+        self, each: _Work, drawn: Sequence[tuple[int, float]], scores: np.ndarray
+    ) -> SampleFailed | None:
+        """Append what one piece drew; says why its request fails, if it does."""
+        active = each.active
+        key = active.request.key
+        if not (np.isfinite([logprob for _, logprob in drawn]).all() and np.isfinite(scores).all()):
+            return SampleFailed(key, "non_finite", "logits are not finite under these weights")
+        samples = active.samples if each.sample is None else [each.sample]
+        try:
+            for sample, (token, logprob) in zip(samples, drawn, strict=True):
+                self._append(active, sample, token, logprob)
+        except Exception as error:  # the tokenizer is not ours
+            log.warning("stop strings could not be looked for", exc_info=True)
+            return _failure(key, error)
+        if each.sample is None:
+            active.is_prefilled = True
+            if active.request.prompt_logprobs:
+                active.prompt_logprobs = np.append(np.float32(np.nan), scores)
+            self._release_prompt(active)
+        return None
+
+    def _append(self, active: _Active, sample: _Sample, token: int, logprob: float) -> None:
+        sample.tokens.append(token)
+        sample.logprobs.append(logprob)
+        sample.stop_reason = sample.stopping.push(token)
+        if sample.stop_reason:
+            self._running.pop(sample, None)
+            self._pool.release(sample.pages)
+            sample.pages = []
+            self._admission.end_sample(active.request.key, sample.index)
+
+    def _release_prompt(self, active: _Active) -> None:
+        """Let go of the prompt's own hold on its pages when every sample has its own, or ended."""
+        waits = any(not (sample.pages or sample.stop_reason) for sample in active.samples)
+        if not waits:
+            self._pool.release(active.pages)
+            active.pages = []
+
+    # --- the end of a request
+
+    def _finish(self, active: _Active) -> list[Outcome]:
+        if active.request.key not in self._active:
+            return []
+        del self._active[active.request.key]
+        if active.request.version is not None:
+            self._store.release(active.request.version)
+        sequences = [
+            SampledSequence(
+                np.array(sample.tokens, np.int32),
+                np.array(sample.logprobs, np.float32),
+                sample.stop_reason,
+            )
+            for sample in active.samples
+        ]
+        return [SampleDone(active.request.key, tuple(sequences), active.prompt_logprobs)]
+
+    def _forget(self, active: _Active) -> None:
+        """Release everything of a request that does not end well."""
+        del self._active[active.request.key]
+        for sample in active.samples:
+            self._running.pop(sample, None)
+            self._pool.release(sample.pages)
+        self._pool.release(active.pages)
+        self._admission.drop(active.request.key)
+        if active.request.version is not None:
+            self._store.release(active.request.version)
+
+
+def _failure(key: Hashable, error: Exception) -> SampleFailed:
+    """What a request is told that failed even in a step of its own."""
+    text = str(error)
+    is_memory = isinstance(error, MemoryError) or "out of memory" in text or "alloc" in text
+    if is_memory:
+        return SampleFailed(key, "out_of_memory", "the request does not fit, even alone")
+    return SampleFailed(key, "internal", f"a step failed: {type(error).__name__}: {text}")
