@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,7 +85,13 @@ def load_compute(
     cache = KVCache(
         model_config, num_pages=num_pages, page_size=PAGE_SIZE, device=device, dtype=dtype
     )
-    generator = Generator(model, store, cache, head, tokenizer)
+    generator = Generator(
+        model,
+        store,
+        cache,
+        decode=tokenizer and partial(tokenizer.decode, clean_up_tokenization_spaces=False),
+        is_deterministic=config.is_deterministic,
+    )
     runs = RunTable(store, model_config.max_context, model_config.eos_token_ids)
     trainer = Trainer(
         model,
