@@ -116,7 +116,11 @@ def evaluate_torch(
         np.zeros(len(lp), np.float32) if gradient is None else gradient.float().numpy()
         for lp, gradient in zip(logprobs, found, strict=True)
     ]
-    return float(loss), {key: float(value) for key, value in dict(metrics).items()}, gradients
+    numbers = {
+        key: float(value.detach() if isinstance(value, torch.Tensor) else value)
+        for key, value in dict(metrics).items()
+    }
+    return float(loss.detach()), numbers, gradients
 
 
 def evaluate_numpy(

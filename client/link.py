@@ -346,7 +346,7 @@ class Link:
         if pending is None:
             self._acks.append(failure.request_id)
             return []
-        if failure.code == "busy":
+        if failure.code == "busy" and failure.retry_after_s > 0:
             pause = min(_FIRST_PAUSE_S * 2**pending.num_busy, LIMITS["busy_pause_s"].default)
             pending.num_busy += 1
             pending.is_sent = False

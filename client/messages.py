@@ -278,13 +278,14 @@ class Query(Request):
     sampler       subject a sampler id: {"sampler_id", "base_model", "model_path"}
     status        whatever a person wants to know
 
-    Times are seconds since 1970.
+    The answer to `runs` and `checkpoints` is a page from `offset` on, and holds "next", the offset
+    of the page after it, -1 after the last. Times are seconds since 1970.
     """
 
     kind: ClassVar[str] = "query"
     what: str
     subject: str = ""  # an id or path, where `what` needs one
-    offset: int = 0  # of the first entry of a list; the answer's "next" is -1 after the last
+    offset: int = 0  # of the first entry of a list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,7 +327,7 @@ class Failure(Header):
     request_id: int
     code: str
     detail: str
-    retry_after_s: float = 0.0  # of `busy`
+    retry_after_s: float = 0.0  # of `busy`: send the same again then; 0 is final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,10 @@ class RestClient:
         self, limit: int = 20, offset: int = 0
     ) -> APIFuture[TrainingRunsResponse]:
         """The runs, latest request first."""
-        return self._session.query("runs").map(
-            lambda result: TrainingRunsResponse(
+        return self._session.query_all("runs").map(
+            lambda runs: TrainingRunsResponse(
                 training_runs=sorted(
-                    map(_run, result["runs"]), key=lambda run: -(run.last_request_time or 0)
+                    map(_run, runs), key=lambda run: -(run.last_request_time or 0)
                 )[offset : offset + limit]
             )
         )
@@ -53,11 +53,11 @@ class RestClient:
     def _checkpoints(
         self, run_id: str, first: int, last: int | None
     ) -> APIFuture[CheckpointsListResponse]:
-        return self._session.query("checkpoints", run_id).map(
-            lambda result: CheckpointsListResponse(
-                checkpoints=sorted(
-                    map(_checkpoint, result["checkpoints"]), key=lambda item: -item.time
-                )[first:last]
+        return self._session.query_all("checkpoints", run_id).map(
+            lambda checkpoints: CheckpointsListResponse(
+                checkpoints=sorted(map(_checkpoint, checkpoints), key=lambda item: -item.time)[
+                    first:last
+                ]
             )
         )
 

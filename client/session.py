@@ -1,6 +1,7 @@
 """What the clients made by one `ServiceClient` share: connection, numbering, model cards."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any, TypeVar
 
 import zmq
@@ -52,11 +53,33 @@ class Session:
         """Send a request without arrays; `make` is given its number."""
         return self.connection.send([make(self.connection.new_request_id())], [()], convert)
 
-    def query(self, what: str, subject: str = "") -> APIFuture[dict[str, Any]]:
+    def query(self, what: str, subject: str = "", offset: int = 0) -> APIFuture[dict[str, Any]]:
         """Ask for something in the broker's books."""
         return self.request(
-            lambda number: Query(request_id=number, what=what, subject=subject), read_result
+            lambda number: Query(request_id=number, what=what, subject=subject, offset=offset),
+            read_result,
         )
+
+    def query_all(self, what: str, subject: str = "") -> APIFuture[list[dict[str, Any]]]:
+        """All entries of a list in the broker's books, page after page."""
+        found: list[dict[str, Any]] = []
+        target: futures.Future[list[dict[str, Any]]] = futures.Future()
+        target.set_running_or_notify_cancel()
+
+        def arrive(page: "futures.Future[dict[str, Any]]") -> None:
+            try:
+                result = page.result()
+                found.extend(result[what])
+                offset = result.get("next", -1)
+                if offset >= 0:
+                    self.query(what, subject, offset).future().add_done_callback(arrive)
+                else:
+                    target.set_result(found)
+            except BaseException as error:
+                target.set_exception(error)
+
+        self.query(what, subject).future().add_done_callback(arrive)
+        return APIFuture(target)
 
     def find_card(self, base_model: str) -> ModelCard:
         """The card of a model by name or alias; waits for the server.

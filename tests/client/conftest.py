@@ -1,0 +1,31 @@
+"""A fake broker in this process, and a client of it."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import zmq
+from fake_broker import FakeBroker
+
+from weft.client import ServiceClient
+
+
+@pytest.fixture
+def context() -> Iterator["zmq.Context[Any]"]:
+    context: zmq.Context[Any] = zmq.Context()
+    yield context
+    context.term()
+
+
+@pytest.fixture
+def broker(context: "zmq.Context[Any]") -> Iterator[FakeBroker]:
+    broker = FakeBroker(context, f"inproc://{uuid4().hex}")
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def service(broker: FakeBroker, context: "zmq.Context[Any]") -> Iterator[ServiceClient]:
+    with ServiceClient(base_url=broker.address, api_key="", context=context) as service:
+        yield service
