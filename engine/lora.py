@@ -49,6 +49,7 @@ class LoraBatch:
         row_counts: rows of each unit; units lie one after the other from row 0.
         unit_order: orders the units of one run in the sum of their gradients; default as they lie.
         is_deterministic: a unit's bits must not depend on its neighbours' presence.
+        is_fine: pad units as little as possible, see `build_plan`.
         workspace: buffers; one live batch with runs at a time may use it.
     """
 
@@ -62,6 +63,7 @@ class LoraBatch:
         *,
         unit_order: Counts | None = None,
         is_deterministic: bool = False,
+        is_fine: bool = False,
         workspace: Workspace | None = None,
     ) -> None:
         self.store = store
@@ -72,8 +74,8 @@ class LoraBatch:
             [0 if version is None else version.rank for version in versions],
             [0 if version is None else version.targets & portion for version in versions],
             is_deterministic=is_deterministic,
+            is_fine=is_fine,
         )
-        self.has_gradient = any(run is not None for run in runs)
         self._runs = list(runs)
         self._unit_order = list(range(len(runs))) if unit_order is None else list(unit_order)
         self._rows: dict[int, list[Rows]] = {}

@@ -73,6 +73,7 @@ def build_plan(
     targets: Sequence[int] | Int64s,
     *,
     is_deterministic: bool = False,
+    is_fine: bool = False,
 ) -> SegmentPlan:
     """Cut a batch whose segments lie one after the other.
 
@@ -82,11 +83,12 @@ def build_plan(
         targets: target mask of each, 0 for none.
         is_deterministic: always pad to the length class, so that the shape of a segment's matmuls
             depends on its own length alone. Otherwise segments of equal length are not padded.
+        is_fine: pad to multiples of 16 at every length, for where a padded row costs a lot.
     """
     counts = np.asarray(row_counts, np.int64)
     ranks_ = np.where((counts > 0) & (np.asarray(targets) > 0), ranks, 0)
     starts = np.cumsum(counts) - counts
-    keys = np.stack(_sort_keys(ranks_, np.asarray(targets), counts))
+    keys = np.stack(_sort_keys(ranks_, np.asarray(targets), counts, is_fine))
     order = np.lexsort(keys[::-1])
     order = order[ranks_[order] > 0]
     stacks: list[Stack] = []
@@ -106,12 +108,13 @@ def build_plan(
     return SegmentPlan(tuple(stacks), tuple(blocks), int(counts.sum()))
 
 
-def length_class(lengths: Int64s) -> Int64s:
+def length_class(lengths: Int64s, is_fine: bool = False) -> Int64s:
     """Rows to which segments are padded: 1, 2, 4, 8, then multiples of 16, 32, 64 in steps of at
-    most a quarter; exact from `EXACT_LENGTH` on."""
+    most a quarter, or when `is_fine` of 16; exact from `EXACT_LENGTH` on."""
     lengths = np.maximum(lengths, 1)
     octave = np.ceil(np.log2(lengths)).astype(np.int64)
-    step = np.where(lengths <= 16, 1 << octave, np.maximum(16, (1 << octave) >> 3))
+    wide = 16 if is_fine else np.maximum(16, (1 << octave) >> 3)
+    step = np.where(lengths <= 16, 1 << octave, wide)
     return np.where(lengths >= EXACT_LENGTH, lengths, -(-lengths // step) * step)
 
 
@@ -120,9 +123,11 @@ def rank_bucket(ranks: Int64s) -> Int64s:
     return RANK_BUCKETS[np.searchsorted(RANK_BUCKETS, ranks)]
 
 
-def _sort_keys(ranks: Int64s, targets: Int64s, lengths: Int64s) -> tuple[Int64s, ...]:
+def _sort_keys(
+    ranks: Int64s, targets: Int64s, lengths: Int64s, is_fine: bool = False
+) -> tuple[Int64s, ...]:
     """(no adapter, bucket, targets, class), most significant first."""
-    return ranks == 0, rank_bucket(ranks), targets, length_class(lengths)
+    return ranks == 0, rank_bucket(ranks), targets, length_class(lengths, is_fine)
 
 
 def _runs_of_equal(keys: Int64s, order: Int64s) -> list[Int64s]:
