@@ -24,35 +24,19 @@ class Optimizing:
                 continue
             try:
                 held = self._runs.healthy(header.run_id)
-                if not held.run.has_gradient:
-                    raise WeftError(
-                        "optim_step without a gradient: no forward_backward has succeeded since "
-                        "the last step",
-                        "no_gradients",
-                    )
             except WeftError as error:
                 self._replies.failed(work.origin, error.code, str(error))
             else:
                 due.append((work, held, header))
-        if not due:
-            return
-        try:
-            results = step(self._runs.store, [(held.run, header) for _, held, header in due])
-        except WeftError as error:  # no room for a new weights version: nobody stepped
-            for work, _, _ in due:
-                self._replies.failed(work.origin, error.code, str(error))
-            return
+        results = step(self._runs.store, [(held.run, header) for _, held, header in due])
         for (work, held, _), result in zip(due, results, strict=True):
+            if result.error is not None:
+                if not held.run.has_gradient:
+                    held.clear_counts()
+                self._replies.failed(work.origin, result.error.code, str(result.error))
+                continue
             calls, tokens = held.num_calls, held.num_tokens
             held.clear_counts()
-            if not result.applied:
-                self._replies.failed(
-                    work.origin,
-                    "non_finite",
-                    f"the gradient norm is {result.grad_norm}; the gradients were cleared and the "
-                    "step was not taken",
-                )
-                continue
             held.is_broken = not result.weights_are_finite
             metrics = {
                 "unclipped_grad_l2:mean": result.grad_norm,

@@ -1,16 +1,13 @@
 """One small random model, and engines that serve it through the real client."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
 from random_models import save_random_model
-from weft.client import AdamParams, Datum, ModelInput, ServiceClient, TrainingClient
+from tenants import VOCAB_SIZE
+
+from weft.client import ServiceClient
 from weft.engine import Engine
-
-
-VOCAB_SIZE = 97
 
 
 @pytest.fixture(scope="session")
@@ -43,48 +40,3 @@ def service(engine: Engine) -> Iterator[ServiceClient]:
 def exact_service(exact_engine: Engine) -> Iterator[ServiceClient]:
     with exact_engine.client() as client:
         yield client
-
-
-Data = Callable[..., list[Datum]]
-
-
-@pytest.fixture(scope="session")
-def data() -> Data:
-    """data(seed, lengths): next-token datums of random tokens."""
-
-    def make(seed: int, lengths: tuple[int, ...] = (12, 30, 7), weight: float = 1.0) -> list[Datum]:
-        generator = np.random.default_rng(seed)
-        made = []
-        for length in lengths:
-            tokens = generator.integers(0, VOCAB_SIZE, length + 1)
-            made.append(
-                Datum(
-                    ModelInput.from_ints(tokens[:-1].tolist()),
-                    {
-                        "target_tokens": tokens[1:],
-                        "weights": np.full(length, weight, np.float32),
-                    },
-                )
-            )
-        return made
-
-    return make
-
-
-Loop = Callable[[TrainingClient, int, int], list[float]]
-
-
-@pytest.fixture(scope="session")
-def train(data: Data) -> Loop:
-    """train(run, seed, steps): a short loop; returns losses and gradient norms in turn."""
-
-    def loop(run: TrainingClient, seed: int, steps: int) -> list[float]:
-        seen = []
-        for number in range(steps):
-            passed = run.forward_backward(data(seed + number), "cross_entropy")
-            stepped = run.optim_step(AdamParams(learning_rate=1e-2))
-            seen.append(passed.result(60).metrics["loss:sum"])
-            seen.append((stepped.result(60).metrics or {})["unclipped_grad_l2:mean"])
-        return seen
-
-    return loop
