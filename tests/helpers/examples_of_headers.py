@@ -129,9 +129,7 @@ EXAMPLES: list[Header] = [
         path=f"weft://{RUN}/weights/a",
         with_optimizer=True,
     ),
-    SaveForSampler(
-        request_id=6, run_id=RUN, seq=5, digest=DIGEST, name="b", sampler_id=SAMPLER
-    ),
+    SaveForSampler(request_id=6, run_id=RUN, seq=5, digest=DIGEST, name="b", sampler_id=SAMPLER),
     Void(request_id=7, run_id=RUN, first_seq=6, last_seq=7),
     CreateSampler(
         request_id=8,
