@@ -94,7 +94,7 @@ CODES: dict[str, Code] = {
     "conflict": Code(Conflict, "user", 409, "same number with other content, or the name is taken"),
     "too_late": Code(Conflict, "user", 409, "it has started and cannot be cancelled"),
     "no_gradients": Code(Conflict, "user", 409, "optim_step without a gradient"),
-    "non_finite": Code(BadRequest, "user", 422, "a loss, gradient or weight is not finite"),
+    "non_finite": Code(BadRequest, "user", 422, "an input, loss, gradient or weight is not finite"),
     "cancelled": Code(Conflict, "user", 409, "it was withdrawn before it started"),
     "result_expired": Code(Conflict, "user", 410, "it was done, and its result is no longer kept"),
     "session_expired": Code(Conflict, "user", 410, "the session ended before the work started"),
@@ -103,6 +103,9 @@ CODES: dict[str, Code] = {
     "out_of_memory": Code(EngineFailed, "server", 507, "it does not fit, even alone"),
     "stopping": Code(EngineFailed, "server", 503, "the server is shutting down"),
     "internal": Code(EngineFailed, "server", 500, "a fault of the engine"),
+    # Raised by the client itself; never on the wire.
+    "disconnected": Code(Disconnected, "server", 503, "the server does not answer"),
+    "timeout": Code(Timeout, "user", 504, "the wait given by the caller ended first"),
 }
 
 
