@@ -15,6 +15,14 @@ TOKENS = np.arange(100, 113, dtype=np.int32)
 FRAME = np.arange(6, dtype=np.int32).tobytes()
 
 
+def floats(values: object) -> np.ndarray:
+    return np.asarray(values, np.float32)
+
+
+def ints(values: object) -> np.ndarray:
+    return np.asarray(values, np.int32)
+
+
 def shifted_targets() -> np.ndarray:
     targets = np.empty_like(TOKENS)
     targets[:-1] = TOKENS[1:]
@@ -35,13 +43,13 @@ def pack(column: np.ndarray) -> tuple[Array, dict[str, np.ndarray]]:
     [
         pytest.param(np.full(13, 0.1, np.float32), "constant", id="constant"),
         pytest.param(np.full(13, -0.0, np.float32), "constant", id="negative zero"),
-        pytest.param(np.repeat(np.float32([1, -1, 0.1]), LENGTHS), "per_datum", id="per datum"),
-        pytest.param(np.repeat(np.float32([0, 1]), [9, 4]), "runs", id="runs"),
+        pytest.param(np.repeat(floats([1, -1, 0.1]), LENGTHS), "per_datum", id="per datum"),
+        pytest.param(np.repeat(floats([0, 1]), [9, 4]), "runs", id="runs"),
         pytest.param(shifted_targets(), "shifted", id="shifted"),
         pytest.param(np.linspace(-1, 0, 13, dtype=np.float32), "raw", id="raw"),
         pytest.param(TOKENS * 2, "raw", id="integers"),
-        pytest.param(np.float32([0.0, -0.0] * 6 + [0.0]), "raw", id="zeros that differ in sign"),
-        pytest.param(np.float32([np.nan] + [1] * 12), "runs", id="nan"),
+        pytest.param(floats([0.0, -0.0] * 6 + [0.0]), "raw", id="zeros that differ in sign"),
+        pytest.param(floats([np.nan] + [1] * 12), "runs", id="nan"),
     ],
 )
 def test_a_column_takes_its_shortest_encoding(column: np.ndarray, encoding: str) -> None:
@@ -117,7 +125,7 @@ BASE: list[Array] = [
 def beside(lengths: list[int], frame: bytes, **changes: Any) -> tuple[list[Array], list[bytes]]:
     """A description and its frames, of an array beside tokens and lengths."""
     fields = {"frame": 2, **changes}
-    return [*BASE, *describe(**fields)], [FRAME, np.int32(lengths).tobytes(), frame]
+    return [*BASE, *describe(**fields)], [FRAME, ints(lengths).tobytes(), frame]
 
 
 @pytest.mark.parametrize(
@@ -176,17 +184,17 @@ def beside(lengths: list[int], frame: bytes, **changes: Any) -> tuple[list[Array
         ),
         pytest.param(describe(encoding="runs"), [bytes(12)], "runs in a frame", id="odd runs"),
         pytest.param(
-            describe(encoding="runs"), [np.int32([1, 2, 3, 4]).tobytes()], "hold 7", id="long runs"
+            describe(encoding="runs"), [ints([1, 2, 3, 4]).tobytes()], "hold 7", id="long runs"
         ),
         pytest.param(
             describe(encoding="runs"),
-            [np.int32([1, 2, -1, 7]).tobytes()],
+            [ints([1, 2, -1, 7]).tobytes()],
             "run of -1",
             id="negative run",
         ),
         pytest.param(
             describe(encoding="runs", shape=[2**22]),
-            [np.int32([1, 1, 2**31 - 1, 2**31 - 1]).tobytes()],
+            [ints([1, 1, 2**31 - 1, 2**31 - 1]).tobytes()],
             "hold 4294967294",
             id="giant runs",
         ),
@@ -202,9 +210,9 @@ def test_what_contradicts_itself_is_refused(
 
 def test_arrays_that_come_too_early_are_refused() -> None:
     named: Mapping[str, np.ndarray] = {
-        "column": np.repeat(np.float32([1, 2]), 3),
+        "column": np.repeat(floats([1, 2]), 3),
         "tokens": np.arange(6, dtype=np.int32),
-        "lengths": np.int32([3, 3]),
+        "lengths": ints([3, 3]),
     }
     arrays, frames = pack_arrays({**named, "column": named["column"]}, compact=True)
     with pytest.raises(Malformed, match="no lengths come before it"):
