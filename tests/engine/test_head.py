@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run, make_store
 from torch import Tensor
 
 from weft.engine.adapters import AdapterStore, Run
@@ -13,8 +14,6 @@ from weft.engine.linear import DenseLinear
 from weft.engine.lora import LoraLinears
 from weft.engine.losses import LossBatch
 from weft.kernels.reference import lora_linear, target_logprobs, token_loss
-
-from .lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run, make_store
 
 UNEMBED = len(SITES) - 1
 LOSS_FNS = ("cross_entropy", "importance_sampling", "ppo")

@@ -2,15 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from weft.engine.adapters import LAYERS, AdapterStore, Run, Targets
-from weft.engine.linear import DenseLinear
-from weft.engine.lora import LoraLinears
-from weft.kernels.reference import lora_linear
-
-from .lora_helpers import (
+from lora_helpers import (
     GROUPS,
     SITES,
     adapter_of,
@@ -20,6 +12,13 @@ from .lora_helpers import (
     make_store,
     run_group,
 )
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from weft.engine.adapters import LAYERS, AdapterStore, Run, Targets
+from weft.engine.linear import DenseLinear
+from weft.engine.lora import LoraLinears
+from weft.kernels.reference import lora_linear
 
 # float32 products are summed in another order than the oracle's; seen up to 6e-7
 TOLERANCE = 3e-6

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from lora_helpers import SITES, make_run, make_store
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weft.engine.adapters import LAYERS, MASTER, MOMENT1, MOMENT2, AdapterStore, Run
 from weft.engine.optimizer import StepResult, step
 from weft.kernels.reference import AdamState, adamw
-
-from .lora_helpers import SITES, make_run, make_store
 
 
 @dataclass(frozen=True)
