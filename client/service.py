@@ -10,7 +10,7 @@ import zmq
 from . import environment
 from .answers import read_result
 from .errors import BadRequest
-from .futures import as_coroutine, in_thread
+from .futures import APIFuture, as_coroutine, in_thread
 from .limits import limit
 from .messages import CreateRun
 from .paths import parse_path
@@ -75,6 +75,10 @@ class ServiceClient:
                 for card in cards
             ]
         )
+
+    def get_status(self) -> APIFuture[dict[str, Any]]:
+        """What the server holds and does: models, workers, sessions, queues, usage."""
+        return self._session.query("status")
 
     def create_lora_training_client(
         self,

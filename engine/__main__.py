@@ -6,16 +6,15 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..client.environment import default_address
+from ..client.environment import DEFAULT_ADDRESS, server_address
 from ..client.errors import WeftError
 from .worker_config import DEVICES, DTYPES, WorkerConfig
 
-DEFAULT_LISTEN = "tcp://127.0.0.1:5757"
 NEEDED = ("torch", "transformers", "safetensors")
 
 
@@ -54,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--listen",
         action="append",
         metavar="ADDRESS",
-        help=f"where clients connect, may be repeated; {DEFAULT_LISTEN} unless given",
+        help=f"where clients connect, may be repeated; {DEFAULT_ADDRESS} unless given",
     )
     serve.add_argument(
         "--insecure",
@@ -79,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     """One option for each field of WorkerConfig that a user may set."""
-    helps = {
+    helps: dict[str, tuple[str, dict[str, Any]]] = {
         "device": ("cpu or cuda; cuda where there is one", {"choices": DEVICES}),
         "dtype": ("float32 on a CPU and bfloat16 on a GPU unless given", {"choices": DTYPES}),
         "is_deterministic": ("results never depend on the neighbours, bit by bit", {}),
@@ -119,7 +118,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         for field in fields(WorkerConfig)
         if hasattr(arguments, field.name) and field.name != "model"
     }
-    listen = arguments.listen or [DEFAULT_LISTEN]
+    listen = arguments.listen or [DEFAULT_ADDRESS]
     state = arguments.state or str(Path("~/.local/state/weft").expanduser())
     with Engine(
         arguments.model,
@@ -150,13 +149,31 @@ def run_status(arguments: argparse.Namespace) -> int:
     """Print the books of a running server."""
     from ..client.service import ServiceClient
 
-    address = arguments.address or default_address()
+    address = arguments.address or server_address()
     with ServiceClient(base_url=address) as service:
-        status = service.get_status()
-    print(f"{address}")
-    for key, value in status.items():
-        print(f"  {key:24} {value}")
+        status = service.get_status().result()
+    print(address)
+    for line in describe(status):
+        print(f"  {line}")
     return 0
+
+
+def describe(status: Mapping[str, Any], indent: str = "") -> list[str]:
+    """The books of a server as indented lines."""
+    lines: list[str] = []
+    for key, value in status.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}", *describe(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines.append(f"{indent}{key:20} {len(value)}")
+            for item in value:
+                shown = (
+                    describe(item, indent + "    ") if isinstance(item, Mapping) else [str(item)]
+                )
+                lines += [f"{indent}  -", *shown] if isinstance(item, Mapping) else shown
+        else:
+            lines.append(f"{indent}{key:20} {value}")
+    return lines
 
 
 def require_engine() -> None:

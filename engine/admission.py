@@ -86,6 +86,17 @@ class Admission:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._requests
 
+    @property
+    def num_rows_ahead(self) -> int:
+        """About how many rows the next step has: running samples and the prompts behind them."""
+        rows = self.num_running
+        for request in self._requests.values():
+            if rows >= self.step_tokens:
+                break
+            if not request.is_prefilling:
+                rows += request.entry.prompt_tokens
+        return rows
+
     def pages_needed(self, entry: Entry) -> int:
         """Return the pages without which not even one sample of the request can run."""
         return pages_for(entry.prompt_tokens, self.page_size) + self._sample_pages(entry)

@@ -1,7 +1,8 @@
 """Attention over packed sequences, handed to the decoder from outside.
 
-T tokens, N sequences; in one length class B sequences of padded length L; H query heads, G key
-and value heads, R = H / G, K head width.
+T tokens, N sequences; H query heads, G key and value heads, R = H / G, K head width. In one length
+class B sequences of padded length L stand as C = B * G key heads, each with its M = L * R query
+rows, token by token.
 """
 
 from dataclasses import dataclass
@@ -11,12 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-# Longer classes go to PyTorch's fused attention. One thread, forward and backward of 1024 tokens
-# in 8 heads of 64: explicit products 5.1 ms at length 64 and 22 ms at 256, fused 8.3 and 24 ms
-# (float32); 2.7 and 8.5 against 18.6 and 25 ms (bfloat16).
-_MAX_EXPLICIT = 256
+from .causal import attend_causal
 
 
 class Attention(Protocol):
@@ -49,38 +46,25 @@ class PackedAttention:
         self._bounds = bounds
         self._device = device
         self._classes = _classes(bounds)
-        self._layouts: dict[int, _Layout] = {}
-        self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._layouts: dict[tuple[int, int], _Layout] = {}
 
     def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
         """See `Attention.attend`; `layer` does not matter here."""
-        heads, kv_heads = self._layout(q_THK.shape[1]), self._layout(k_TGK.shape[1])
-        q_parts = _Gather.apply(q_THK, heads)  # type: ignore[no-untyped-call]
-        k_parts = _Gather.apply(k_TGK, kv_heads)  # type: ignore[no-untyped-call]
-        v_parts = _Gather.apply(v_TGK, kv_heads)  # type: ignore[no-untyped-call]
-        mixed = [self._attend(*part) for part in zip(q_parts, k_parts, v_parts, strict=True)]
-        out: Tensor = _Scatter.apply(heads, q_THK, *mixed)  # type: ignore[no-untyped-call]
+        num_heads, num_kv_heads = q_THK.shape[1], k_TGK.shape[1]
+        layout = self._layout(num_kv_heads, num_heads // num_kv_heads)
+        kv_layout = self._layout(num_kv_heads, 1)
+        q_parts = _Gather.apply(q_THK, layout)  # type: ignore[no-untyped-call]
+        k_parts = _Gather.apply(k_TGK, kv_layout)  # type: ignore[no-untyped-call]
+        v_parts = _Gather.apply(v_TGK, kv_layout)  # type: ignore[no-untyped-call]
+        mixed = [attend_causal(*part) for part in zip(q_parts, k_parts, v_parts, strict=True)]
+        out: Tensor = _Scatter.apply(layout, q_THK, *mixed)  # type: ignore[no-untyped-call]
         return out
 
-    def _attend(self, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor) -> Tensor:
-        length = q_BHLK.shape[2]
-        if q_BHLK.device.type != "cpu" or length > _MAX_EXPLICIT:
-            return functional.scaled_dot_product_attention(
-                q_BHLK, k_BGLK, v_BGLK, is_causal=True, enable_gqa=True
-            )
-        key = (length, q_BHLK.shape[1] // k_BGLK.shape[1], q_BHLK.dtype)
-        if key not in self._masks:
-            self._masks[key] = _causal_mask(*key)
-        mixed: Tensor = _Explicit.apply(  # type: ignore[no-untyped-call]
-            q_BHLK, k_BGLK, v_BGLK, self._masks[key]
-        )
-        return mixed
-
-    def _layout(self, num_heads: int) -> "_Layout":
-        if num_heads not in self._layouts:
-            layout = _layout(self._bounds, self._classes, num_heads, self._device)
-            self._layouts[num_heads] = layout
-        return self._layouts[num_heads]
+    def _layout(self, num_kv_heads: int, repeats: int) -> "_Layout":
+        key = num_kv_heads, repeats
+        if key not in self._layouts:
+            self._layouts[key] = _layout(self._bounds, self._classes, *key, self._device)
+        return self._layouts[key]
 
 
 def length_class(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -103,8 +87,8 @@ class _Class:
 class _Layout:
     """Where the rows of [T * H, K] stand in the classes' tensors, laid end to end."""
 
-    shapes: tuple[tuple[int, int, int], ...]  # (B, H, L) of each class
-    pick: Tensor  # [sum of B * H * L] row of [T * H] for each place
+    shapes: tuple[tuple[int, int], ...]  # (C, M) of each class
+    pick: Tensor  # [sum of C * M] row of [T * H] for each place
     place: Tensor  # [rows * H] place of each row; rows beyond have none
     pads: Tensor  # places that hold a repeated last token
 
@@ -119,60 +103,58 @@ def _classes(bounds: npt.NDArray[np.int64]) -> list[_Class]:
 
 
 def _layout(
-    bounds: npt.NDArray[np.int64], classes: list[_Class], num_heads: int, device: torch.device | str
+    bounds: npt.NDArray[np.int64],
+    classes: list[_Class],
+    num_kv_heads: int,
+    repeats: int,
+    device: torch.device | str,
 ) -> _Layout:
-    heads = np.arange(num_heads)[:, None]
-    place = np.empty((int(bounds[-1]), num_heads), dtype=np.int64)
+    heads_G1R = np.arange(num_kv_heads * repeats).reshape(num_kv_heads, 1, repeats)
+    place = np.empty((int(bounds[-1]), num_kv_heads * repeats), dtype=np.int64)
     picks, pads, shapes, offset = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [], 0
     for part in classes:
-        steps = np.arange(part.length)
-        own = np.broadcast_to(
-            (steps < part.lengths[:, None])[:, None], (len(part.starts), num_heads, part.length)
-        )
-        rows_BL = part.starts[:, None] + np.minimum(steps, part.lengths[:, None] - 1)
-        rows_BHL = np.broadcast_to(rows_BL[:, None], own.shape)
-        places_BHL = offset + np.arange(own.size).reshape(own.shape)
-        place[rows_BHL[own], np.broadcast_to(heads, own.shape)[own]] = places_BHL[own]
-        picks.append((rows_BHL * num_heads + heads).ravel())
-        pads.append(places_BHL[~own])
-        shapes.append((len(part.starts), num_heads, part.length))
+        shape = (len(part.starts), num_kv_heads, part.length, repeats)
+        steps, last_B1 = np.arange(part.length), part.lengths[:, None] - 1
+        rows_BL = part.starts[:, None] + np.minimum(steps, last_B1)
+        rows = np.broadcast_to(rows_BL[:, None, :, None], shape)
+        heads = np.broadcast_to(heads_G1R, shape)
+        own = np.broadcast_to((steps <= last_B1)[:, None, :, None], shape)
+        places = offset + np.arange(own.size).reshape(shape)
+        place[rows[own], heads[own]] = places[own]
+        picks.append((rows * num_kv_heads * repeats + heads).ravel())
+        pads.append(places[~own])
+        shapes.append((len(part.starts) * num_kv_heads, part.length * repeats))
         offset += own.size
     pick, pad = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (picks, pads))
     return _Layout(tuple(shapes), pick, torch.from_numpy(place.ravel()).to(device), pad)
 
 
-def _causal_mask(length: int, repeats: int, dtype: torch.dtype) -> Tensor:
-    """Zero where query l, of any of the repeated heads, sees key m <= l; else minus infinity."""
-    return torch.full((length, length), float("-inf"), dtype=dtype).triu_(1).repeat(repeats, 1)
-
-
 class _Gather(torch.autograd.Function):
-    """Rows [T, H, K] into one [B, H, L, K] per class; pads repeat the last row of their own."""
+    """Rows [T, H, K] into one [C, M, K] per class; pads repeat the last row of their sequence."""
 
     @staticmethod
     def forward(ctx: Any, x_THK: Tensor, layout: _Layout) -> tuple[Tensor, ...]:
-        ctx.layout, ctx.num_rows = layout, x_THK.shape[0]
+        ctx.layout, ctx.shape = layout, x_THK.shape
         return _to_classes(x_THK, layout)
 
     @staticmethod
-    def backward(ctx: Any, *dx_BHLK: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *dx_CMK: Tensor) -> tuple[Tensor, None]:
         """Pads come after every query that has a gradient, so their own is zero and is left."""
-        return _to_rows(dx_BHLK, ctx.layout, ctx.num_rows), None
+        return _to_rows(dx_CMK, ctx.layout, ctx.shape), None
 
 
 class _Scatter(torch.autograd.Function):
-    """The classes' results back into rows [T, H, K]; `like` gives the number of rows."""
+    """The classes' results back into rows, as many as `like_THK` has."""
 
     @staticmethod
-    def forward(ctx: Any, layout: _Layout, like: Tensor, *x_BHLK: Tensor) -> Tensor:
+    def forward(ctx: Any, layout: _Layout, like_THK: Tensor, *x_CMK: Tensor) -> Tensor:
         ctx.layout = layout
-        if not x_BHLK:
-            return torch.zeros_like(like)
-        return _to_rows(x_BHLK, layout, like.shape[0])
+        return _to_rows(x_CMK, layout, like_THK.shape) if x_CMK else torch.zeros_like(like_THK)
 
     @staticmethod
     def backward(ctx: Any, dx_THK: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *_to_classes(dx_THK, ctx.layout, pads_are_zero=True)
+        dx_CMK = _to_classes(dx_THK, ctx.layout, pads_are_zero=True)
+        return None, None, *dx_CMK
 
 
 def _to_classes(x_THK: Tensor, layout: _Layout, pads_are_zero: bool = False) -> tuple[Tensor, ...]:
@@ -180,43 +162,18 @@ def _to_classes(x_THK: Tensor, layout: _Layout, pads_are_zero: bool = False) -> 
     flat = x_THK.reshape(-1, head_dim).index_select(0, layout.pick)
     if pads_are_zero and layout.pads.numel():
         flat.index_fill_(0, layout.pads, 0)
-    sizes = [batch * heads * length for batch, heads, length in layout.shapes]
-    parts = torch.split(flat, sizes) if sizes else ()
+    parts = torch.split(flat, [keys * rows for keys, rows in layout.shapes])
     return tuple(
         part.view(*shape, head_dim) for part, shape in zip(parts, layout.shapes, strict=True)
     )
 
 
-def _to_rows(x_BHLK: tuple[Tensor, ...], layout: _Layout, num_rows: int) -> Tensor:
-    num_heads, head_dim = layout.shapes[0][1], x_BHLK[0].shape[-1]
-    parts = [part.reshape(-1, head_dim) for part in x_BHLK]
+def _to_rows(x_CMK: tuple[Tensor, ...], layout: _Layout, shape: torch.Size) -> Tensor:
+    parts = [part.reshape(-1, shape[-1]) for part in x_CMK]
     flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-    out = flat.new_empty(num_rows * num_heads, head_dim)
-    torch.index_select(flat, 0, layout.place, out=out[: len(layout.place)])
-    out[len(layout.place) :].zero_()
-    return out.view(num_rows, num_heads, head_dim)
-
-
-class _Explicit(torch.autograd.Function):
-    """Attention of one class by batched products; the R heads of a key head share its product."""
-
-    @staticmethod
-    def forward(ctx: Any, q_BHLK: Tensor, k_BGLK: Tensor, v_BGLK: Tensor, mask: Tensor) -> Tensor:
-        k, v = k_BGLK.flatten(0, 1), v_BGLK.flatten(0, 1)
-        q = q_BHLK.reshape(k.shape[0], -1, k.shape[2])
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-        weights = torch.softmax(scores, dim=-1)
-        ctx.save_for_backward(q, k, v, weights)
-        return torch.bmm(weights, v).view(q_BHLK.shape)
-
-    @staticmethod
-    def backward(ctx: Any, dout_BHLK: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, weights = ctx.saved_tensors
-        dout = dout_BHLK.reshape(q.shape)
-        dv = torch.bmm(weights.transpose(1, 2), dout)
-        dweights = torch.bmm(dout, v.transpose(1, 2))
-        dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-        dscores.mul_(q.shape[-1] ** -0.5)
-        dq, dk = torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q)
-        split = (dout_BHLK.shape[0], -1, *k.shape[1:])
-        return dq.view(dout_BHLK.shape), dk.view(split), dv.view(split), None
+    out_THK = flat.new_empty(shape)
+    out = out_THK.view(-1, shape[-1])
+    num_rows = len(layout.place)
+    torch.index_select(flat, 0, layout.place, out=out[:num_rows])
+    out[num_rows:].zero_()
+    return out_THK

@@ -8,36 +8,23 @@ metadata, so a directory of such files is its own index. Listing needs no torch.
 """
 
 import json
+import logging
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..client.errors import BadRequest, Conflict, NotFound
 from ..client.paths import parse_path
+from .catalog import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 MAX_HEADER_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointRecord:
-    """What a saved state is."""
-
-    path: str  # "weft://<run_id>/<kind>/<name>"
-    tenant: str
-    base_model: str
-    rank: int
-    alpha: float
-    train_attn: bool
-    train_mlp: bool
-    train_unembed: bool
-    step: int
-    created: float  # seconds since the epoch
-    user_metadata: dict[str, str] = field(default_factory=dict)
 
 
 class CheckpointFiles:
@@ -52,7 +39,7 @@ class CheckpointFiles:
         return self.root / parts.run_id.replace(":", "_") / parts.kind / f"{parts.name}.safetensors"
 
     def save(
-        self, record: CheckpointRecord, tensors: "dict[str, Tensor]", overwrite: bool = False
+        self, record: Checkpoint, tensors: "dict[str, Tensor]", overwrite: bool = False
     ) -> int:
         """Write a state so that it is there whole or not at all; returns its size in bytes.
 
@@ -77,7 +64,7 @@ class CheckpointFiles:
         _sync_directory(target.parent)
         return size
 
-    def load(self, path: str) -> "tuple[CheckpointRecord, dict[str, Tensor]]":
+    def load(self, path: str) -> "tuple[Checkpoint, dict[str, Tensor]]":
         """Read a state; raises NotFound when there is none and BadRequest when it is damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -90,18 +77,18 @@ class CheckpointFiles:
         except (SafetensorError, OSError, ValueError) as error:
             raise BadRequest(f"checkpoint {path} is damaged: {error}") from error
 
-    def scan(self) -> list[tuple[CheckpointRecord, int]]:
-        """All states of this directory with their sizes in bytes; unreadable files are left out."""
+    def scan(self) -> list[Checkpoint]:
+        """All states of this directory; unreadable files are left out, with a warning."""
         found = []
         for source in sorted(self.root.glob("*/*/*.safetensors")):
             try:
-                found.append((read_record(source), source.stat().st_size))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+                found.append(read_record(source))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("%s is not a checkpoint: %s", source, error)
         return found
 
 
-def read_record(source: Path) -> CheckpointRecord:
+def read_record(source: Path) -> Checkpoint:
     """Read the record from a file's safetensors header; raises ValueError when it is not one."""
     with source.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
@@ -111,7 +98,7 @@ def read_record(source: Path) -> CheckpointRecord:
     fields = json.loads(header.get("__metadata__", {}).get("weft", "null"))
     if not isinstance(fields, dict):
         raise ValueError("not a checkpoint of weft")
-    return CheckpointRecord(**fields)
+    return replace(Checkpoint(**fields), size_bytes=source.stat().st_size)
 
 
 def now() -> float:

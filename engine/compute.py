@@ -8,11 +8,13 @@ import itertools
 import logging
 import time
 from collections import Counter
+from collections.abc import Hashable
 
 from ..client.errors import WeftError
 from ..client.messages import Withdraw
 from .commands import CommandWork, PassWork, SampleWork
 from .controls import Controls
+from .faults import is_out_of_memory
 from .generate import Generator, SampleDone, SampleFailed
 from .network import Network, Stopped
 from .optimizing import Optimizing
@@ -21,7 +23,7 @@ from .runs import RunTable
 from .scheduler import Control, Decision, Job, Optimizers, Passes, Sampling, Scheduler
 from .threads import StepThreads
 from .trace import Trace
-from .train import Trainer, is_out_of_memory
+from .train import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Compute:
         self._threads = threads
         self._macs_per_token = macs_per_token
         self._commands: dict[int, CommandWork | PassWork] = {}
-        self._samples: dict[int, SampleWork] = {}
+        self._samples: dict[Hashable, SampleWork] = {}
         self._stop: Stopped | None = None
 
     def run(self) -> str:
@@ -162,9 +164,9 @@ class Compute:
             if piece.job_id not in outcome.failures and piece.job_id not in outcome.repeats
         )
         for job_id in self._scheduler.advance(Passes(kept, decision.backward, decision.num_tokens)):
-            work = self._take(job_id)
-            if isinstance(work, PassWork):
-                self._answer_pass(work, decision, len(lanes))
+            taken = self._take(job_id)
+            if isinstance(taken, PassWork):
+                self._answer_pass(taken, decision, len(lanes))
 
     def _refuse(self, works: list[PassWork]) -> bool:
         """Fail the passes of runs that cannot train; whether there were any."""
@@ -204,10 +206,10 @@ class Compute:
             self._samples[work.origin.dispatch_id] = work
 
     def _sample(self) -> None:
-        rows = self._generator.num_active
-        self._threads.prepare(max(1, rows) * self._macs_per_token)
+        rows = self._generator.num_rows_ahead
+        self._threads.prepare(rows * self._macs_per_token)
         lanes = sorted({work.origin.lane for work in self._samples.values()})
-        with self._trace.span("sample", requests=rows, tenants=len(lanes), lanes=lanes):
+        with self._trace.span("sample", rows=rows, tenants=len(lanes), lanes=lanes):
             outcomes = self._generator.step()
         for outcome in outcomes:
             work = self._samples.pop(outcome.key)

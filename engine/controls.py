@@ -7,7 +7,8 @@ from ..client.errors import BadRequest, NotFound
 from ..client.messages import CreateRun, CreateSampler, LoadState, SaveForSampler, SaveState
 from ..client.paths import CheckpointPath, check_name
 from .adapters import AdapterStore, Run, WeightsVersion
-from .checkpoints import CheckpointFiles, CheckpointRecord, now
+from .catalog import Checkpoint
+from .checkpoints import CheckpointFiles, now
 from .commands import CommandWork
 from .runs import HeldRun, RunTable
 
@@ -151,7 +152,7 @@ class Controls:
         self,
         run: Run,
         path: str,
-        record: CheckpointRecord,
+        record: Checkpoint,
         tensors: dict[str, Any],
         with_optimizer: bool,
     ) -> None:
@@ -160,14 +161,14 @@ class Controls:
             raise NotFound(f"{path} holds no optimizer state")
         self._store.import_state(run, tensors, step=record.step, with_optimizer=with_optimizer)
 
-    def _check_model(self, path: str, record: CheckpointRecord) -> None:
+    def _check_model(self, path: str, record: Checkpoint) -> None:
         if record.base_model != self._model_name:
             raise BadRequest(
                 f"{path} belongs to base model {record.base_model!r}, not {self._model_name!r}"
             )
 
-    def _record(self, work: CommandWork, held: HeldRun, path: str) -> CheckpointRecord:
-        return CheckpointRecord(
+    def _record(self, work: CommandWork, held: HeldRun, path: str) -> Checkpoint:
+        return Checkpoint(
             path=path,
             tenant=work.origin.lane.split("/")[0],
             base_model=self._model_name,
@@ -177,6 +178,7 @@ class Controls:
             train_mlp=held.train_mlp,
             train_unembed=held.train_unembed,
             step=held.run.step,
+            size_bytes=0,
             created=now(),
         )
 

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -72,8 +73,10 @@ class Engine:
         self.worker_config = WorkerConfig(model=model, state_dir=str(root), **worker_settings)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._is_closed = False
+        self._has_worker = True
         self._ready = threading.Event()
         self._failure: WeftError | None = None
+        self._broker: Broker | None = None
         self._process: WorkerProcess | None = None
         self._thread: threading.Thread | None = None
         self.address = f"inproc://weft-{secrets.token_hex(8)}"
@@ -85,16 +88,18 @@ class Engine:
         secret = secrets.token_hex(16)
         try:
             self._broker = Broker(
-                listen=[self.address, *self.config.listen],
-                worker_address=back,
-                worker_secret=secret,
-                context=self._context,
-                insecure=insecure,
+                [self.address, *self.config.listen],
+                back,
+                secret=secret,
+                server=f"weft {version('weft')}",
                 checkpoints=CheckpointFiles(root).scan(),
-                on_worker_ready=self._ready.set,
+                insecure=insecure,
+                context=self._context,
+                on_ready=self._ready.set,
             )
             self._broker.start()
-            self._start_worker(Assignment.to_broker(self.worker_config, back, secret))
+            self._assignment = Assignment.to_broker(self.worker_config, back, secret)
+            self._start_worker(self._assignment)
             self._wait_until_ready()
         except BaseException:
             self.close()
@@ -109,14 +114,19 @@ class Engine:
         """Process id of an isolated worker."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the worker still runs."""
+        return self._has_worker
+
     def close(self) -> None:
         """Finish what has started, refuse the rest, stop the worker, free everything."""
         if self._is_closed:
             return
         self._is_closed = True
-        broker = getattr(self, "_broker", None)
-        if broker is not None:
-            broker.stop(timeout_s=STOP_S)
+        if self._broker is not None:
+            self._broker.stop()
+            self._broker.join(STOP_S)
         if self._process is not None:
             self._process.join()
         if self._thread is not None:
@@ -157,7 +167,10 @@ class Engine:
 
     def _on_exit(self, error: WeftError | None) -> None:
         self._failure = error
-        self._broker.worker_exited(str(error or "the worker has stopped"))
+        self._has_worker = False
+        if self._broker is not None:
+            detail = str(error or "the worker has stopped")
+            self._broker.worker_gone(self._assignment.worker_id, detail)
         self._ready.set()
 
     def _wait_until_ready(self) -> None:

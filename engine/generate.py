@@ -14,11 +14,12 @@ import numpy as np
 from ..client.errors import BadRequest
 from .adapters import AdapterStore
 from .admission import Admission, Entry, Prefill, Start
+from .faults import is_out_of_memory
 from .kv_cache import KVCache
 from .model import Decoder
 from .pages import Copy, PagePool
 from .sample_runner import SampleRunner, StepResult
-from .sample_step import Piece, SampleStep, pack_pieces, plan_step
+from .sample_step import Piece, pack_pieces, plan_step
 from .sampler import stream_of
 from .sampling import SampleDone, SampledSequence, SampleFailed, SampleRequest
 from .stopping import Decode, Stopping, StopStrings, max_new_tokens
@@ -50,6 +51,7 @@ class _Active:
 
     request: SampleRequest
     samples: list[_Sample]
+    num_open: int  # samples that go on
     pages: list[int] = field(default_factory=list)
     is_prefilled: bool = False
     prompt_logprobs: np.ndarray | None = None
@@ -113,6 +115,11 @@ class Generator:
         """Samples that run now, each a row of the next step."""
         return len(self._running)
 
+    @property
+    def num_rows_ahead(self) -> int:
+        """About how many rows the next step computes, prompts included."""
+        return self._admission.num_rows_ahead
+
     def submit(self, request: SampleRequest) -> None:
         """Queue a request; it holds its weights version from now on.
 
@@ -133,7 +140,7 @@ class Generator:
         ]
         if request.version is not None:
             self._store.retain(request.version)
-        self._active[request.key] = _Active(request, samples)
+        self._active[request.key] = _Active(request, samples, len(samples))
 
     def cancel(self, key: Hashable) -> bool:
         """Forget a request, started or not; it has no outcome. False when it is not known."""
@@ -259,7 +266,7 @@ class Generator:
             log.warning("a sample step of %d pieces failed", len(work), exc_info=True)
             failure = _failure(work[0].active.request.key, error)
         if failure is None:
-            self._commit(work, step, result, outcomes)
+            self._commit(work, result, outcomes)
         elif len(work) == 1:
             self._forget(work[0].active)
             outcomes.append(failure)
@@ -268,21 +275,23 @@ class Generator:
             self._run(work[: len(work) // 2], outcomes)
             self._run(work[len(work) // 2 :], outcomes)
 
-    def _commit(
-        self, work: Sequence[_Work], step: SampleStep, result: StepResult, outcomes: list[Outcome]
-    ) -> None:
+    def _commit(self, work: Sequence[_Work], result: StepResult, outcomes: list[Outcome]) -> None:
         """Take over what a step drew."""
         tokens, logprobs = result.tokens_M.tolist(), result.logprobs_M.tolist()
+        is_finite = np.isfinite(result.logprobs_M).tolist()
         first_draw = first_score = 0
         for each in work:
             draws = slice(first_draw, first_draw + len(each.piece.streams))
             scored = slice(first_score, first_score + each.piece.num_scores)
             first_draw, first_score = draws.stop, scored.stop
-            if each.active.request.key not in self._active:
+            key, scores = each.active.request.key, result.scores_R[scored]
+            if key not in self._active:
                 continue
-            drawn = list(zip(tokens[draws], logprobs[draws], strict=True))
-            scores = result.scores_R[scored]
-            failure = self._take_over(each, drawn, scores)
+            if all(is_finite[draws]) and (not len(scores) or np.isfinite(scores).all()):
+                failure = self._take_over(each, tokens[draws], logprobs[draws], scores)
+            else:
+                detail = "logits are not finite under these weights"
+                failure = SampleFailed(key, "non_finite", detail)
             if failure is not None:
                 self._forget(each.active)
                 outcomes.append(failure)
@@ -296,24 +305,21 @@ class Generator:
             ]
         )
         for each in work:
-            if all(sample.stop_reason for sample in each.active.samples):
+            if each.active.num_open == 0:
                 outcomes += self._finish(each.active)
 
     def _take_over(
-        self, each: _Work, drawn: Sequence[tuple[int, float]], scores: np.ndarray
+        self, each: _Work, tokens: list[int], logprobs: list[float], scores: np.ndarray
     ) -> SampleFailed | None:
         """Append what one piece drew; says why its request fails, if it does."""
         active = each.active
-        key = active.request.key
-        if not (np.isfinite([logprob for _, logprob in drawn]).all() and np.isfinite(scores).all()):
-            return SampleFailed(key, "non_finite", "logits are not finite under these weights")
         samples = active.samples if each.sample is None else [each.sample]
         try:
-            for sample, (token, logprob) in zip(samples, drawn, strict=True):
+            for sample, token, logprob in zip(samples, tokens, logprobs, strict=True):
                 self._append(active, sample, token, logprob)
         except Exception as error:  # the tokenizer is not ours
             log.warning("stop strings could not be looked for", exc_info=True)
-            return _failure(key, error)
+            return _failure(active.request.key, error)
         if each.sample is None:
             active.is_prefilled = True
             if active.request.prompt_logprobs:
@@ -326,6 +332,7 @@ class Generator:
         sample.logprobs.append(logprob)
         sample.stop_reason = sample.stopping.push(token)
         if sample.stop_reason:
+            active.num_open -= 1
             self._running.pop(sample, None)
             self._pool.release(sample.pages)
             sample.pages = []
@@ -370,8 +377,6 @@ class Generator:
 
 def _failure(key: Hashable, error: Exception) -> SampleFailed:
     """What a request is told that failed even in a step of its own."""
-    text = str(error)
-    is_memory = isinstance(error, MemoryError) or "out of memory" in text or "alloc" in text
-    if is_memory:
+    if is_out_of_memory(error):
         return SampleFailed(key, "out_of_memory", "the request does not fit, even alone")
-    return SampleFailed(key, "internal", f"a step failed: {type(error).__name__}: {text}")
+    return SampleFailed(key, "internal", f"a step failed: {type(error).__name__}: {error}")

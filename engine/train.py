@@ -170,7 +170,7 @@ class Trainer:
                 hidden_TD.detach(), losses, linears
             )
         with self._trace.span("backward", tokens=len(step.tokens)):
-            hidden_TD.backward(dhidden_TD)
+            torch.autograd.backward(hidden_TD, dhidden_TD)
             linears.flush()
         return logprobs_T.cpu().numpy(), losses_T.cpu().numpy()
 
@@ -254,10 +254,3 @@ class Trainer:
                 one.num_calls += 1
                 one.num_tokens += len(work.tokens)
         self._store.commit(*(one.run for one in ended.values()))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or host allocation failed."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

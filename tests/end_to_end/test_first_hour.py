@@ -35,7 +35,7 @@ def test_a_taken_port_and_an_unknown_model_are_named(model_path: str, tmp_path: 
         status, err = weft("serve", model_path, "--listen", served.address)
         assert status == 1
         assert served.address in err
-        assert "in use" in err
+        assert "is taken" in err
         with (
             ServiceClient(base_url=served.address) as service,
             pytest.raises(NotFound, match="no/such") as caught,

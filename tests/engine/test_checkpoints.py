@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from weft.client.errors import BadRequest, Conflict, NotFound
-from weft.engine.checkpoints import CheckpointFiles, CheckpointRecord
+from weft.engine.catalog import Checkpoint
+from weft.engine.checkpoints import CheckpointFiles
 
-RECORD = CheckpointRecord(
+RECORD = Checkpoint(
     path="weft://00000000000000000000000000000000:train:0/weights/first",
     tenant="local",
     base_model="weft/tiny",
@@ -17,6 +18,7 @@ RECORD = CheckpointRecord(
     train_mlp=True,
     train_unembed=False,
     step=3,
+    size_bytes=0,
     created=1.5,
     user_metadata={"note": "x"},
 )
@@ -27,9 +29,9 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6.0).view(2, 3)}
     size = files.save(RECORD, tensors)
     record, loaded = files.load(RECORD.path)
-    assert record == RECORD
+    assert record == dataclasses.replace(RECORD, size_bytes=size)
     assert torch.equal(loaded["a"], tensors["a"])
-    assert files.scan() == [(RECORD, size)]
+    assert files.scan() == [record]
 
 
 def test_a_taken_name_needs_overwrite(tmp_path: Path) -> None:
@@ -59,7 +61,10 @@ def test_a_write_that_fails_half_way_leaves_the_old_state_and_no_rubbish(
 
 def test_a_missing_or_damaged_state_is_named(tmp_path: Path) -> None:
     files = CheckpointFiles(tmp_path)
-    with pytest.raises(NotFound, match="no checkpoint weft://00000000000000000000000000000000:train:0/weights/first"):
+    with pytest.raises(
+        NotFound,
+        match="no checkpoint weft://00000000000000000000000000000000:train:0/weights/first",
+    ):
         files.load(RECORD.path)
     target = files.file(RECORD.path)
     target.parent.mkdir(parents=True)

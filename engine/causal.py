@@ -1,0 +1,110 @@
+"""Causal attention of sequences of one length, by batched matrix products.
+
+In one call B sequences of length L stand as C = B * G key heads, each with its M = L * R query
+rows, token by token; R query heads share a key head; K head width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .linear import can_use_onednn
+
+_MAX_KEPT = 256  # longer sequences compute their probabilities again for backward
+_MIN_ONEDNN = 2**21  # multiplications; smaller products are quicker in one call for all
+
+
+def attend_causal(q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor) -> Tensor:
+    """Return softmax(K ** -0.5 q k^T) v, [C, M, K], each query seeing keys up to its own token.
+
+    Differentiable. No bit of one key head depends on the others.
+    """
+    if q_CMK.device.type == "cpu":
+        mixed: Tensor = _Blocked.apply(q_CMK, k_CLK, v_CLK)  # type: ignore[no-untyped-call]
+        return mixed
+    num_kv_heads, length, head_dim = k_CLK.shape
+    q_CRLK = q_CMK.view(num_kv_heads, length, -1, head_dim).transpose(1, 2)
+    out_CRLK = functional.scaled_dot_product_attention(
+        q_CRLK, k_CLK.unsqueeze(1), v_CLK.unsqueeze(1), is_causal=True, enable_gqa=True
+    )
+    return out_CRLK.transpose(1, 2).reshape(q_CMK.shape)
+
+
+class _Blocked(torch.autograd.Function):
+    """Attention of one class in blocks of queries, each with the keys up to its last one.
+
+    Half of the products of a long sequence are never formed, and the probabilities of long
+    sequences are computed again for backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor) -> Tensor:
+        out_CMK = torch.empty_like(q_CMK)
+        kept = []
+        for block in _blocks(q_CMK, k_CLK):
+            weights = _weights(q_CMK, k_CLK, block)
+            _product(weights, v_CLK[:, : block.stop], out_CMK[:, block.rows])
+            if k_CLK.shape[1] <= _MAX_KEPT:
+                kept.append(weights)
+        ctx.save_for_backward(q_CMK, k_CLK, v_CLK, *kept)
+        return out_CMK
+
+    @staticmethod
+    def backward(ctx: Any, dout_CMK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_CMK, k_CLK, v_CLK, *kept = ctx.saved_tensors
+        dq_CMK, dk_CLK, dv_CLK = (torch.empty_like(x) for x in (q_CMK, k_CLK, v_CLK))
+        dk_CLK.zero_(), dv_CLK.zero_()
+        for index, block in enumerate(_blocks(q_CMK, k_CLK)):
+            weights = kept[index] if kept else _weights(q_CMK, k_CLK, block)
+            seen, dout = slice(block.stop), dout_CMK[:, block.rows]
+            dv_CLK[:, seen] += _product(weights.transpose(1, 2), dout)
+            dscores = torch._softmax_backward_data(
+                _product(dout, v_CLK[:, seen].transpose(1, 2)), weights, -1, weights.dtype
+            ).mul_(q_CMK.shape[-1] ** -0.5)
+            _product(dscores, k_CLK[:, seen], dq_CMK[:, block.rows])
+            dk_CLK[:, seen] += _product(dscores.transpose(1, 2), q_CMK[:, block.rows])
+        return dq_CMK, dk_CLK, dv_CLK
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    start: int  # first query token
+    stop: int  # one past the last; keys from here on are not seen
+    repeats: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start * self.repeats, self.stop * self.repeats)
+
+
+def _blocks(q_CMK: Tensor, k_CLK: Tensor) -> Iterator[_Block]:
+    length = k_CLK.shape[1]
+    size = 64 if length <= 128 else 128
+    for start in range(0, length, size):
+        yield _Block(start, min(start + size, length), q_CMK.shape[1] // length)
+
+
+def _weights(q_CMK: Tensor, k_CLK: Tensor, block: _Block) -> Tensor:
+    """Probabilities of the keys a block of queries sees."""
+    scores = _product(q_CMK[:, block.rows], k_CLK[:, : block.stop].transpose(1, 2))
+    scores.mul_(q_CMK.shape[-1] ** -0.5)
+    size = block.stop - block.start
+    later = torch.full((size, size), float("-inf"), dtype=scores.dtype).triu_(1)
+    scores[:, :, block.start :] += later.repeat_interleave(block.repeats, 0)
+    return torch.softmax(scores, dim=-1)
+
+
+def _product(a_CXY: Tensor, b_CYZ: Tensor, out: Tensor | None = None) -> Tensor:
+    """Batched a @ b; large float32 products go one by one to oneDNN, see `can_use_onednn`."""
+    (count, num_rows, inner), num_columns = a_CXY.shape, b_CYZ.shape[2]
+    if num_rows * inner * num_columns < _MIN_ONEDNN or not can_use_onednn(a_CXY):
+        return torch.bmm(a_CXY, b_CYZ) if out is None else out.copy_(torch.bmm(a_CXY, b_CYZ))
+    if out is None:
+        out = a_CXY.new_empty(count, num_rows, num_columns)
+    for a, b, result in zip(a_CXY.unbind(), b_CYZ.unbind(), out.unbind(), strict=True):
+        result.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+    return out

@@ -1,0 +1,114 @@
+"""The order of one run's commands: what came, what is due, which numbers are used up.
+
+Numbers below `next_seq` are used up: their commands were handed on, refused or voided. Higher ones
+are held until all before them are used up. Every number is used up once, whatever its fate, so
+that nothing can wedge a run.
+"""
+
+from bisect import insort
+
+from .work import State, Work
+
+
+class RunLog:
+    """Commands by number, and the ranges of numbers that were given up ahead of their turn."""
+
+    __slots__ = ("_voids", "commands", "next_seq", "num_held")
+
+    def __init__(self) -> None:
+        self.next_seq = 0
+        self.commands: dict[int, Work] = {}  # all that are remembered
+        self.num_held = 0
+        self._voids: list[tuple[int, int]] = []  # first and last, sorted, apart, not below next_seq
+
+    @property
+    def num_voids(self) -> int:
+        """How many ranges are voided ahead of their turn."""
+        return len(self._voids)
+
+    def is_used(self, seq: int) -> bool:
+        """Whether a number is used up."""
+        if seq < self.next_seq:
+            return True
+        return bool(self._voids) and any(first <= seq <= last for first, last in self._voids)
+
+    def add(self, work: Work) -> None:
+        """Enter a command under its number, which was free."""
+        self.commands[work.seq] = work
+        self.num_held += 1
+
+    def due(self, can_start: bool) -> list[Work]:
+        """Take the commands whose turn has come, in order; they become queued.
+
+        Args:
+            can_start: the run exists; before that only number 0 may go.
+        """
+        taken: list[Work] = []
+        while True:
+            work = self.commands.get(self.next_seq)
+            if work is not None:
+                if work.state is State.HELD:
+                    if work.missing or (self.next_seq and not can_start):
+                        return taken
+                    work.state = State.QUEUED
+                    self.num_held -= 1
+                    taken.append(work)
+                self.next_seq += 1
+            elif self._voids and self._voids[0][0] <= self.next_seq:
+                self.next_seq = max(self.next_seq, self._voids.pop(0)[1] + 1)
+            else:
+                return taken
+
+    def void(self, first: int, last: int) -> list[Work]:
+        """Use up the numbers first..last as far as nothing whole has come under them.
+
+        Returns the commands of which only some parts had come; they are to be failed.
+        """
+        broken = [
+            work
+            for seq, work in self.commands.items()
+            if first <= seq <= last and work.state is State.HELD and work.missing
+        ]
+        if last >= self.next_seq:
+            insort(self._voids, (max(first, self.next_seq), last))
+            self._merge()
+        return broken
+
+    def forget(self, work: Work) -> None:
+        """Remember a finished command no longer; its number stays used up."""
+        if self.commands.pop(work.seq, None) is not None and work.seq >= self.next_seq:
+            self.void(work.seq, work.seq)
+
+    def restart(self) -> None:
+        """Give number 0 back: the run was not created and may be asked for again."""
+        self.next_seq = 0
+        del self.commands[0]
+
+    def use_up(self) -> None:
+        """Use up every number seen so far, and all below."""
+        ends = [seq for seq in self.commands if seq >= self.next_seq]
+        ends += [last for _, last in self._voids]
+        self.next_seq = max([self.next_seq - 1, *ends]) + 1
+        self._voids.clear()
+
+    def held(self) -> list[Work]:
+        """The commands that wait for parts or for lower numbers."""
+        return [work for work in self.commands.values() if work.state is State.HELD]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when the books contradict each other."""
+        held = self.held()
+        assert self.num_held == len(held)
+        assert all(work.seq >= self.next_seq for work in held)
+        assert self._voids == sorted(self._voids)
+        assert all(self.next_seq <= first <= last for first, last in self._voids)
+        assert all(seq == work.seq for seq, work in self.commands.items())
+
+    def _merge(self) -> None:
+        merged: list[tuple[int, int]] = []
+        for first, last in self._voids:
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+            else:
+                merged.append((first, last))
+        self._voids = merged
