@@ -1,7 +1,9 @@
 """Pretrain `weft/tiny` from nothing and write it as an ordinary Hugging Face directory.
 
-    python -P bench/pretrain_tiny.py --output /tmp/tiny --steps 2000
+    OMP_NUM_THREADS=1 python -P bench/pretrain_tiny.py --output /tmp/tiny --stop 1500
 
+made the one that ships, in seven minutes on one core: 53 % of held-out two-digit sums right at
+temperature 1 (n = 600), lists and copies 97 % and more, so that tenants find something to teach.
 The text comes from `engine/tiny_text.py`; equal arguments on equal hardware give equal weights.
 """
 
