@@ -64,8 +64,8 @@ def adapter_of(store: AdapterStore, run: Run | None, site: int) -> Adapter | Non
     tensors = {} if run is None else store.export_weights(run.version)
     if run is None or f"{name}.lora_a" not in tensors:
         return None
-    pair = (tensors[f"{name}.lora_{half}"].double().requires_grad_() for half in "ab")
-    return Adapter(*pair, run.scale)
+    lora_a, lora_b = (tensors[f"{name}.lora_{half}"].double().requires_grad_() for half in "ab")
+    return Adapter(lora_a, lora_b, run.scale)
 
 
 @dataclass
