@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weft.client.errors import BadRequest
 from weft.engine.adapters import WeightsVersion
+from weft.engine.attention import PackedAttention
 from weft.engine.generate import (
     Generator,
     SampleDone,
@@ -19,6 +20,9 @@ from weft.engine.generate import (
     SampleFailed,
     SampleRequest,
 )
+from weft.engine.head import Head
+from weft.engine.lora import LoraLinears
+from weft.engine.losses import LossBatch
 
 V = 97
 
@@ -140,6 +144,52 @@ def test_logprobs_are_those_of_full_recomputation(
             expected = logprobs[np.arange(8), sequence.tokens]
             # float32 in another order of summation
             np.testing.assert_allclose(sequence.logprobs, expected, atol=1e-5)
+
+
+def trainer_logprobs(
+    bench: Bench, requests: list[SampleRequest], answers: list[list[int]]
+) -> Tensor:
+    """The logprobs of the sampled tokens as a training forward pass over one batch finds them."""
+    whole = [[*each.tokens.tolist(), *new] for each, new in zip(requests, answers, strict=True)]
+    counts = [len(tokens) - 1 for tokens in whole]
+    linears = LoraLinears(
+        bench.store, [each.version for each in requests], [None] * len(requests), counts
+    )
+    losses = LossBatch.build(
+        loss_fns=["cross_entropy"] * len(requests),
+        configs=[{}] * len(requests),
+        row_counts=np.array(counts),
+        targets=np.concatenate([tokens[1:] for tokens in whole]),
+        inputs={"weights": np.ones(sum(counts), np.float32)},
+        device="cpu",
+    )
+    with torch.no_grad():
+        hidden_TD = bench.model.forward(
+            torch.tensor([token for tokens in whole for token in tokens[:-1]]),
+            torch.cat([torch.arange(count) for count in counts]),
+            PackedAttention(np.cumsum([0, *counts])),
+            linears,
+        )
+        logprobs_T, _ = Head(bench.model.head, len(bench.model.sites) - 1).forward(
+            hidden_TD, losses, linears
+        )
+    rows = zip(torch.split(logprobs_T, counts), answers, strict=True)
+    return torch.cat([logprobs[-len(new) :] for logprobs, new in rows])
+
+
+def test_logprobs_are_those_of_the_trainer(
+    bench: Bench, versions: list[WeightsVersion | None]
+) -> None:
+    requests = [
+        request(number, prompt_of(5 + 9 * number), max_tokens=20, version=version)
+        for number, version in enumerate(versions)
+    ]
+    outcomes = run(bench.generator(), *requests)
+    answers = [tokens_of(outcomes[each.key])[0] for each in requests]
+    expected = trainer_logprobs(bench, requests, answers)
+    found = np.concatenate([sequences(outcomes[each.key])[0].logprobs for each in requests])
+    # float32 in another order of summation
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_prompt_logprobs_are_at_temperature_one(
