@@ -7,7 +7,7 @@ request fails. Touched only by the compute thread.
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from .admission import Admission, Entry, Prefill, Start
 from .faults import is_out_of_memory
 from .kv_cache import KVCache
 from .model import Decoder
-from .pages import Copy, PagePool
 from .sample_runner import SampleRunner, StepResult
+from .sample_state import Active, HeldPages, Sample
 from .sample_step import Piece, pack_pieces, plan_step
 from .sampler import stream_of
 from .sampling import SampleDone, SampledSequence, SampleFailed, SampleRequest
@@ -31,39 +31,13 @@ log = logging.getLogger(__name__)
 Outcome = SampleDone | SampleFailed
 
 
-@dataclass(slots=True, eq=False)
-class _Sample:
-    """One continuation. Its pages hold the prompt and all its tokens but the last."""
-
-    index: int
-    stream: int
-    stopping: Stopping
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
-    is_started: bool = False  # admitted; before that it waits with its first token
-    stop_reason: str = ""  # "" while it goes on
-
-
-@dataclass(slots=True, eq=False)
-class _Active:
-    """A request in work. Its pages hold the prompt until all samples have theirs."""
-
-    request: SampleRequest
-    samples: list[_Sample]
-    num_open: int  # samples that go on
-    pages: list[int] = field(default_factory=list)
-    is_prefilled: bool = False
-    prompt_logprobs: np.ndarray | None = None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
     """A piece of a step and whose it is; without a sample it is the prompt."""
 
     piece: Piece
-    active: _Active
-    sample: _Sample | None
+    active: Active
+    sample: Sample | None
 
 
 class Generator:
@@ -86,7 +60,7 @@ class Generator:
         cache: KVCache,
         *,
         decode: Decode | None = None,
-        max_sequences: int = 64,
+        max_sequences: int = 128,
         step_tokens: int = 2048,
         is_deterministic: bool = False,
     ) -> None:
@@ -96,15 +70,15 @@ class Generator:
         self._decode = decode
         self._is_deterministic = is_deterministic
         self._runner = SampleRunner(model, store, cache, is_deterministic=is_deterministic)
-        self._pool = PagePool(cache.num_pages, cache.page_size)
+        self._pages = HeldPages(cache)
         self._admission = Admission(
             num_pages=cache.num_pages,
             page_size=cache.page_size,
             max_sequences=max_sequences,
             step_tokens=step_tokens,
         )
-        self._active: dict[Hashable, _Active] = {}
-        self._running: dict[_Sample, _Active] = {}  # in the order of their start
+        self._active: dict[Hashable, Active] = {}
+        self._running: dict[Sample, Active] = {}  # in the order of their start
 
     @property
     def has_work(self) -> bool:
@@ -129,18 +103,20 @@ class Generator:
         request.check(self._config.vocab_size)
         if request.stop_strings and self._decode is None:
             raise BadRequest("stop strings need a tokenizer, and this model came without one")
-        num_prompt = len(request.tokens)
-        capacity = self._cache.num_pages * self._cache.page_size
-        room = min(self._config.max_context, capacity)
+        num_prompt, num_pages = len(request.tokens), self._cache.num_pages
+        if request.num_samples > 1:
+            num_pages -= 1  # for a copy of the prompt's last page
+        room = min(self._config.max_context, num_pages * self._cache.page_size)
         max_new = max_new_tokens(num_prompt, request.max_tokens, room)
         self._admission.add(Entry(request.key, num_prompt, max_new, request.num_samples))
         samples = [
-            _Sample(index, stream_of(request.seed, index), self._stopping(request, max_new))
+            Sample(index, stream_of(request.seed, index), self._stopping(request, max_new))
             for index in range(request.num_samples)
         ]
         if request.version is not None:
             self._store.retain(request.version)
-        self._active[request.key] = _Active(request, samples, len(samples))
+        owned = replace(request, tokens=np.array(request.tokens, np.int64))
+        self._active[request.key] = Active(owned, samples, len(samples))
 
     def cancel(self, key: Hashable) -> bool:
         """Forget a request, started or not; it has no outcome. False when it is not known."""
@@ -156,7 +132,7 @@ class Generator:
         for prefill in admitted.prefills:
             work.append(self._begin_prompt(prefill))
         self._start_samples(admitted.starts)
-        self._extend_pages()
+        self._pages.extend(self._running.items())
         work += [self._decode_work(active, sample) for sample, active in self._running.items()]
         outcomes: list[Outcome] = []
         self._run(work, outcomes)
@@ -164,11 +140,10 @@ class Generator:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless the pages in use are those of the requests in work."""
-        held = [active.pages for active in self._active.values()]
-        held += [sample.pages for active in self._active.values() for sample in active.samples]
-        self._pool.check_integrity(held)
+        self._pages.check_integrity(self._active.values())
         assert len(self._admission) == len(self._active)
-        assert self._pool.num_pages - self._pool.num_free <= self._admission.num_reserved
+        pool = self._pages.pool
+        assert pool.num_pages - pool.num_free <= self._admission.num_reserved
 
     # --- before a step
 
@@ -181,10 +156,10 @@ class Generator:
     def _begin_prompt(self, prefill: Prefill) -> _Work:
         active = self._active[prefill.key]
         request = active.request
-        active.pages = self._take_pages(prefill.last)
+        self._pages.begin(active, prefill.last)
         piece = Piece(
             version=request.version,
-            tokens=np.asarray(request.tokens[prefill.first : prefill.last], np.int64),
+            tokens=request.tokens[prefill.first : prefill.last],
             cached=prefill.first,
             pages=active.pages,
             settings=(request.temperature, request.top_k, request.top_p),
@@ -196,41 +171,22 @@ class Generator:
 
     def _start_samples(self, starts: Sequence[Start]) -> None:
         """Let samples run: at once, or as soon as their prompt is prefilled."""
-        ready: list[tuple[_Active, _Sample]] = []
+        ready: list[tuple[Active, Sample]] = []
         for start in starts:
             active = self._active[start.key]
             sample = active.samples[start.sample]
             sample.is_started = True
             if active.is_prefilled:
                 ready.append((active, sample))
-        self._fork(ready)
+        self._launch(ready)
 
-    def _fork(self, ready: Sequence[tuple[_Active, _Sample]]) -> None:
-        """Give samples of prefilled prompts pages to go on with, and let them run."""
-        copies: list[Copy] = []
+    def _launch(self, ready: Sequence[tuple[Active, Sample]]) -> None:
+        """Let samples of prefilled prompts run."""
+        self._pages.fork(ready)
         for active, sample in ready:
-            if len(active.samples) == 1:
-                sample.pages, active.pages = active.pages, []
-            else:
-                num_prompt = len(active.request.tokens)
-                sample.pages, copy = self._pool.fork(active.pages, num_prompt)
-                copies += [] if copy is None else [copy]
             self._running[sample] = active
-        self._cache.copy(copies)
-        for active, _ in ready:
-            self._release_prompt(active)
 
-    def _extend_pages(self) -> None:
-        """Give every running sample the page that its next token needs."""
-        size, taken = self._cache.page_size, []
-        for sample, active in self._running.items():
-            num_cached = len(active.request.tokens) + len(sample.tokens) - 1
-            if num_cached == len(sample.pages) * size:
-                sample.pages += self._pool.allocate(1)
-                taken.append(sample.pages[-1])
-        self._cache.clear(taken)
-
-    def _decode_work(self, active: _Active, sample: _Sample) -> _Work:
+    def _decode_work(self, active: Active, sample: Sample) -> _Work:
         request = active.request
         piece = Piece(
             version=request.version,
@@ -242,11 +198,6 @@ class Generator:
             position=len(sample.tokens),
         )
         return _Work(piece, active, sample)
-
-    def _take_pages(self, num_tokens: int) -> list[int]:
-        pages = self._pool.allocate(-(-num_tokens // self._cache.page_size))
-        self._cache.clear(pages)
-        return pages
 
     # --- a step
 
@@ -295,7 +246,7 @@ class Generator:
             if failure is not None:
                 self._forget(each.active)
                 outcomes.append(failure)
-        self._fork(
+        self._launch(
             [
                 (each.active, sample)
                 for each in work
@@ -324,52 +275,36 @@ class Generator:
             active.is_prefilled = True
             if active.request.prompt_logprobs:
                 active.prompt_logprobs = np.append(np.float32(np.nan), scores)
-            self._release_prompt(active)
+            self._pages.release_prompt(active)
         return None
 
-    def _append(self, active: _Active, sample: _Sample, token: int, logprob: float) -> None:
+    def _append(self, active: Active, sample: Sample, token: int, logprob: float) -> None:
         sample.tokens.append(token)
         sample.logprobs.append(logprob)
         sample.stop_reason = sample.stopping.push(token)
         if sample.stop_reason:
             active.num_open -= 1
             self._running.pop(sample, None)
-            self._pool.release(sample.pages)
-            sample.pages = []
+            self._pages.release(sample)
             self._admission.end_sample(active.request.key, sample.index)
-
-    def _release_prompt(self, active: _Active) -> None:
-        """Let go of the prompt's own hold on its pages when every sample has its own, or ended."""
-        waits = any(not (sample.pages or sample.stop_reason) for sample in active.samples)
-        if not waits:
-            self._pool.release(active.pages)
-            active.pages = []
 
     # --- the end of a request
 
-    def _finish(self, active: _Active) -> list[Outcome]:
+    def _finish(self, active: Active) -> list[Outcome]:
         if active.request.key not in self._active:
             return []
         del self._active[active.request.key]
         if active.request.version is not None:
             self._store.release(active.request.version)
-        sequences = [
-            SampledSequence(
-                np.array(sample.tokens, np.int32),
-                np.array(sample.logprobs, np.float32),
-                sample.stop_reason,
-            )
-            for sample in active.samples
-        ]
-        return [SampleDone(active.request.key, tuple(sequences), active.prompt_logprobs)]
+        return [active.answer()]
 
-    def _forget(self, active: _Active) -> None:
+    def _forget(self, active: Active) -> None:
         """Release everything of a request that does not end well."""
         del self._active[active.request.key]
         for sample in active.samples:
             self._running.pop(sample, None)
-            self._pool.release(sample.pages)
-        self._pool.release(active.pages)
+            self._pages.release(sample)
+        self._pages.release(active)
         self._admission.drop(active.request.key)
         if active.request.version is not None:
             self._store.release(active.request.version)

@@ -1,10 +1,12 @@
 """A small random model with adapters, ready to sample from, for the tests of generation."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from random_models import save_random_model
 from torch import Tensor
@@ -12,11 +14,18 @@ from torch import Tensor
 from weft.engine.adapters import AdapterStore, WeightsVersion
 from weft.engine.checkpoint_files import linear_name
 from weft.engine.config import UNEMBED
-from weft.engine.generate import Generator
+from weft.engine.generate import (
+    Generator,
+    SampleDone,
+    SampledSequence,
+    SampleFailed,
+    SampleRequest,
+)
 from weft.engine.kv_cache import KVCache
 from weft.engine.model import Decoder
 
 ALPHA = 32.0
+V = 97  # vocabulary of the tests' models
 
 
 @dataclass
@@ -28,13 +37,20 @@ class Bench:
     store: AdapterStore
 
     @classmethod
-    def random(cls, path: Path, kind: str = "qwen3", row_tile: int = 0, **fields: Any) -> "Bench":
+    def random(
+        cls,
+        path: Path,
+        kind: str = "qwen3",
+        row_tile: int = 0,
+        run_dtype: torch.dtype = torch.float32,
+        **fields: Any,
+    ) -> "Bench":
         hf = save_random_model(path, kind, **fields)
-        model = Decoder.load(path, row_tile=row_tile)
+        model = Decoder.load(path, row_tile=row_tile, dtype=run_dtype)
         store = AdapterStore(
             model.sites,
             device="cpu",
-            dtype=torch.float32,
+            dtype=run_dtype,
             state_bytes=1 << 24,
             weights_bytes=1 << 24,
         )
@@ -44,7 +60,7 @@ class Bench:
         self, num_pages: int = 256, page_size: int = 4, model: Any = None, **fields: Any
     ) -> Generator:
         model = model or self.model
-        cache = KVCache(self.model.config, num_pages, page_size)
+        cache = KVCache(self.model.config, num_pages, page_size, dtype=self.model.dtype)
         return Generator(model, self.store, cache, **fields)
 
     def adapter(
@@ -95,3 +111,68 @@ def hf_greedy(hf: Any, prompt: list[int], count: int) -> list[int]:
     )
     answer: list[int] = out[0, len(prompt) :].tolist()
     return answer
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    tokens: list[int] = np.random.default_rng([seed, length]).integers(0, V, length).tolist()
+    return tokens
+
+
+def request(key: object, prompt: Sequence[int], **fields: Any) -> SampleRequest:
+    values: dict[str, Any] = {"num_samples": 1, "max_tokens": 8, "temperature": 1.0, "seed": 0}
+    return SampleRequest(key=key, tokens=np.array(prompt), **(values | fields))
+
+
+def run(generator: Generator, *requests: SampleRequest) -> dict[Any, SampleDone | SampleFailed]:
+    """Submit all, step until nothing is left; pages are checked after every step."""
+    for each in requests:
+        generator.submit(each)
+    return drain(generator)
+
+
+def drain(generator: Generator) -> dict[Any, SampleDone | SampleFailed]:
+    outcomes: dict[Any, SampleDone | SampleFailed] = {}
+    for _ in range(2000):
+        if not generator.has_work:
+            break
+        for outcome in generator.step():
+            assert outcome.key not in outcomes
+            outcomes[outcome.key] = outcome
+        generator.check_integrity()
+    assert not generator.has_work
+    assert generator._pages.pool.num_free == generator._pages.pool.num_pages
+    assert generator._admission.num_reserved == 0
+    return outcomes
+
+
+def sequences(outcome: SampleDone | SampleFailed) -> tuple[SampledSequence, ...]:
+    assert isinstance(outcome, SampleDone), outcome
+    return outcome.sequences
+
+
+def tokens_of(outcome: SampleDone | SampleFailed) -> list[list[int]]:
+    return [sequence.tokens.tolist() for sequence in sequences(outcome)]
+
+
+class Watched:
+    """The model with a look at every forward pass, which may raise."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.config, self.sites, self.head = (
+            bench.model.config,
+            bench.model.sites,
+            bench.model.head,
+        )
+        self._model = bench.model
+        self.rows: list[int] = []
+        self.max_rows = 10**9
+        self.poison = -1
+
+    def forward(self, tokens_T: Tensor, *args: Any) -> Tensor:
+        self.rows.append(len(tokens_T))
+        if len(tokens_T) > self.max_rows:
+            raise torch.OutOfMemoryError("out of memory")
+        hidden_TD = self._model.forward(tokens_T, *args)
+        if (tokens_T == self.poison).any():
+            raise RuntimeError("a kernel failed")
+        return hidden_TD
