@@ -75,9 +75,11 @@ class KVCache:
 
 
 def length_class(count: int) -> int:
-    """Return the smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `count`."""
-    power = 1 << (count - 1).bit_length()
-    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
+    """Return the smallest of 1, 2, 3, 4, 6, 8, then in steps of a quarter, 10, 12, 14, 16, 20, ...
+    that is not below `count`."""
+    octave = 1 << max(count - 1, 1).bit_length() - 1
+    step = max(1, octave // (4 if octave >= 8 else 2))
+    return -(-count // step) * step
 
 
 @dataclass(frozen=True, slots=True)

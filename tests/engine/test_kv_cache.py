@@ -93,11 +93,10 @@ def paged(lengths: list[int], cache: KVCache) -> list[Sequence]:
     return sequences
 
 
-def test_classes_waste_at_most_a_third() -> None:
-    assert [length_class(count) for count in (1, 2, 3, 4, 5, 6, 7, 9, 13)] == [
-        *(1, 2, 3, 4, 6, 6, 8, 12, 16)
-    ]
-    assert all(count <= length_class(count) <= 1.5 * count for count in range(1, 500))
+def test_classes_waste_at_most_a_quarter_of_long_sequences() -> None:
+    classes = sorted({length_class(count) for count in range(1, 65)})
+    assert classes == [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64]
+    assert all(count <= length_class(count) <= 1.25 * count for count in range(8, 500))
 
 
 def test_page_bytes_count_all_layers() -> None:
