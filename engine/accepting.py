@@ -274,6 +274,7 @@ class Accepting:
         if run is not None and isinstance(header, Command):
             work.run, work.seq = run, header.seq
             run.log.add(work)
+            run.last_used = self._books.now
             if run.session.is_ended:
                 run.session = session
                 session.runs.add(run.run_id)

@@ -29,6 +29,7 @@ class Checkpoint:
         parts = parse_path(self.path)
         told = asdict(self)
         del told["tenant"]
+        told["time"] = told.pop("created")
         return {**told, "run_id": parts.run_id, "kind": parts.kind, "name": parts.name}
 
 

@@ -57,7 +57,7 @@ def check_sampler(books: Books, session: Session, header: CreateSampler) -> str:
         raise BadRequest("create_sampler needs either base_model or model_path")
     check_sampler_id(books, session, header.sampler_id)
     if header.model_path:
-        found = books.catalog.find(header.model_path, session.tenant, "sampler_weights")
+        found = books.catalog.find(header.model_path, session.tenant)
         return found.base_model
     return header.base_model
 

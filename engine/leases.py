@@ -32,6 +32,7 @@ class Run:
         "header",
         "info",
         "lane",
+        "last_used",
         "log",
         "phase",
         "run_id",
@@ -47,6 +48,7 @@ class Run:
         self.lane = session.lane
         self.header = header
         self.log = RunLog()
+        self.last_used = 0.0  # when its last command came
         self.worker: Worker | None = None
         self.epoch = 0  # of its lease
         self.phase = Phase.OPENING

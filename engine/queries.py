@@ -10,7 +10,7 @@ from ..client.errors import BadRequest, NotFound
 from ..client.messages import Query
 from .books import Books
 from .checks import find_run
-from .leases import Run, Worker
+from .leases import Phase, Run, Worker
 from .sessions import Session
 
 PAGE_BYTES = 40_000  # of one list, below the limit of a header
@@ -58,10 +58,10 @@ class Queries:
 
     def _runs(self, session: Session, query: Query) -> dict[str, Any]:
         runs = [run for run in self._books.runs.values() if run.tenant == session.tenant]
-        return _page("runs", map(_describe, reversed(runs)), query.offset)
+        return _page("runs", map(self._describe, reversed(runs)), query.offset)
 
     def _run(self, session: Session, query: Query) -> dict[str, Any]:
-        return _describe(find_run(self._books, session, query.subject))
+        return self._describe(find_run(self._books, session, query.subject))
 
     def _checkpoints(self, session: Session, query: Query) -> dict[str, Any]:
         """Of all runs, of the run `subject`, or the one whose path is `subject`."""
@@ -109,25 +109,26 @@ class Queries:
             **_page("lanes", lanes, query.offset),
         }
 
-
-def _describe(run: Run) -> dict[str, Any]:
-    header = run.header
-    return {
-        "run_id": run.run_id,
-        "session_id": run.session.session_id,
-        "base_model": header.base_model,
-        "rank": header.rank,
-        "alpha": header.alpha,
-        "seed": header.seed,
-        "train_attn": header.train_attn,
-        "train_mlp": header.train_mlp,
-        "train_unembed": header.train_unembed,
-        **run.info,
-        "state": run.phase.value,
-        "detail": run.detail,
-        "next_seq": run.log.next_seq,
-        "user_metadata": header.user_metadata,
-    }
+    def _describe(self, run: Run) -> dict[str, Any]:
+        header = run.header
+        return {
+            "run_id": run.run_id,
+            "session_id": run.session.session_id,
+            "base_model": header.base_model,
+            "rank": header.rank,
+            "alpha": header.alpha,
+            "seed": header.seed,
+            "train_attn": header.train_attn,
+            "train_mlp": header.train_mlp,
+            "train_unembed": header.train_unembed,
+            **run.info,
+            "state": run.phase.value,
+            "is_lost": run.phase is Phase.LOST,
+            "detail": run.detail,
+            "next_seq": run.log.next_seq,
+            "last_request_time": run.last_used + self._books.wall_offset,
+            "user_metadata": header.user_metadata,
+        }
 
 
 def _describe_worker(worker: Worker) -> dict[str, Any]:
