@@ -8,7 +8,7 @@ between two optimizer steps only add gradients. Three rules give the shape of a 
 - of one run a step holds either a slice of one job or several whole jobs, so that a stage never
   mixes a finished job with the beginning of the next;
 - a failed step is repeated smaller: each of its jobs alone, then alone and unit by unit; only a
-  job that fails even so is given up, and only that job.
+  job that fails even so is given up, and only that job. A single unit gets a second chance.
 
 Training and sampling share the device by measured time: whoever has used less of it goes next.
 """
@@ -157,7 +157,7 @@ class Scheduler:
         given_up: list[GivenUp] = []
         one_unit = len(passes.slices) == 1 and passes.slices[0].last - passes.slices[0].first == 1
         for piece in passes.slices:
-            if one_unit:
+            if one_unit and self._by_id[piece.job_id].caution:
                 given_up.append(GivenUp(piece.job_id))
             else:
                 self.restart(piece.job_id)

@@ -1,7 +1,7 @@
 """Rule 4: a train step is a transaction; whatever fails in it, nobody notices."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,9 +10,12 @@ import pytest
 import torch
 from tenants import make_data, train
 
-from weft.client import AdamParams, BadRequest, EngineFailed, ServiceClient
+from weft.client import AdamParams, APIFuture, BadRequest, EngineFailed, ServiceClient
 from weft.engine import Engine, head, lora, model
 from weft.engine.adapters import AdapterStore
+from weft.engine.commands import PassWork
+from weft.engine.scheduler import Passes
+from weft.engine.train import Outcome, Trainer
 
 NUM_LAYERS = 2
 RANKS = (4, 7, 16)
@@ -136,33 +139,54 @@ def test_an_optimizer_step_without_a_gradient_is_refused(
 
 
 def test_values_that_overflow_inside_a_shared_batch_fail_their_own_call_only(
-    engine: Engine, model_path: str
+    engine: Engine, model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights large enough to overflow float32, in the same batches as a healthy tenant."""
-    with engine.client() as service, engine.client() as other_service:
-        healthy = service.create_lora_training_client(model_path, rank=4, seed=1)
+    gate = threading.Event()
+    gate.set()
+    original = Trainer.step
+
+    def step(self: Trainer, decision: Passes, works: Sequence[PassWork]) -> Outcome:
+        gate.wait(60)
+        return original(self, decision, works)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with engine.client() as service, engine.client() as sick_service:
         expected = train(service.create_lora_training_client(model_path, rank=4, seed=1), 1, 3)
-        sick = other_service.create_lora_training_client(model_path, rank=4, seed=2)
+        healthy = service.create_lora_training_client(model_path, rank=4, seed=1)
+        sick = sick_service.create_lora_training_client(model_path, rank=4, seed=2)
         sick.forward_backward(make_data(1), "cross_entropy").result(60)
         sick.optim_step(AdamParams(learning_rate=1e15)).result(60)
-        failures, got, shared = [], [], 0.0
-        for step in range(3):
-            bad = [sick.forward_backward(make_data(n), "cross_entropy") for n in range(6)]
-            passed = healthy.forward_backward(make_data(1 + step), "cross_entropy")
+        got: list[float] = []
+        codes: list[str] = []
+        for number in range(3):
+            gate.clear()  # the compute thread waits with this while the others arrive
+            blocker = service.create_lora_training_client(model_path, rank=2)
+            blocked = blocker.forward(make_data(5), "cross_entropy")
+            bad = [sick.forward_backward(make_data(n), "cross_entropy") for n in range(2)]
+            passed = healthy.forward_backward(make_data(1 + number), "cross_entropy")
             stepped = healthy.optim_step(AdamParams(learning_rate=1e-2))
-            output = passed.result(60)
-            shared = max(shared, output.metrics["batch_tenants:max"])
-            got += [output.metrics["loss:sum"]]
-            got += [(stepped.result(60).metrics or {})["unclipped_grad_l2:mean"]]
-            failures += [type(_error(one)) for one in bad]
-    assert failures == [BadRequest] * 18
-    assert shared == 2
+            while _waiting(service) < 5:
+                assert not passed.future().done()
+            gate.set()
+            blocked.result(60)
+            assert passed.result(60).metrics["batch_tenants:max"] == 2
+            got.append(passed.result().metrics["loss:sum"])
+            got.append((stepped.result(60).metrics or {})["unclipped_grad_l2:mean"])
+            codes += [_code(one) for one in bad]
+    assert codes == ["non_finite"] * 6
     np.testing.assert_allclose(got, expected, rtol=1e-4)  # the order of float32 sums differs
 
 
-def _error(future: Any) -> BaseException | None:
+def _waiting(service: ServiceClient) -> int:
+    """Commands that the worker has received and not answered."""
+    (worker,) = service.get_status().result(60)["workers"]
+    return int(worker["dispatched"])
+
+
+def _code(future: APIFuture[Any]) -> str:
     try:
         future.result(60)
     except BadRequest as error:
-        return error
-    return None
+        return error.code
+    return "done"

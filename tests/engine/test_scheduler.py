@@ -98,6 +98,15 @@ def test_a_failed_batch_is_retried_one_job_at_a_time_and_then_unit_by_unit() -> 
     assert made.next(False) == Passes((Slice(2, 0, 1, True),), True, 20)
 
 
+def test_a_single_unit_is_given_up_when_it_fails_twice() -> None:
+    made = scheduler(a_pass(1, "a", 10))
+    first = made.next(False)
+    assert isinstance(first, Passes)
+    assert made.retry_smaller(first, out_of_memory=False) == []
+    assert made.next(False) == first
+    assert made.retry_smaller(first, out_of_memory=False) == [GivenUp(1)]
+
+
 def test_a_failed_batch_starts_its_long_jobs_over() -> None:
     made = scheduler(a_pass(1, "a", 60, 60))
     first = made.next(False)
