@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -61,7 +61,7 @@ def run_demo(
         shower = threading.Thread(target=_show, args=(progress, out))
         shower.start()
         try:
-            results = [future.result() for future in futures]
+            results = _results(futures)
         finally:
             race.abort()
             progress.finish()
@@ -117,9 +117,9 @@ class _Race:
         self._gate.abort()
 
     def is_over(self, num_steps: int) -> bool:
-        """Tell a tenant whether to stop."""
-        late = time.monotonic() >= self._marks[0][0] + self.config.seconds
-        return late or num_steps >= self.config.max_steps
+        """Tell a tenant whether to stop; a failure of another one ends it for all."""
+        is_late = time.monotonic() >= self._marks[0][0] + self.config.seconds
+        return is_late or num_steps >= self.config.max_steps or self._gate.broken
 
     @property
     def seconds(self) -> float:
@@ -133,6 +133,15 @@ class _Race:
     def _mark(self) -> None:
         stats = None if self._read_stats is None else self._read_stats()
         self._marks.append((time.monotonic(), stats))
+
+
+def _results(futures: Sequence[Future[ArmResult]]) -> list[ArmResult]:
+    """Wait for all tenants; raise the failure that the others ended for."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in errors:
+        if not isinstance(error, threading.BrokenBarrierError):
+            raise error
+    return [future.result() for future in futures]
 
 
 def _run_arm(
@@ -198,6 +207,6 @@ def _show(progress: Progress, out: TextIO) -> None:
             out.write(f"\x1b[{num_drawn}F\x1b[J" if num_drawn else "")
             out.write("".join(f"{line}\n" for line in lines))
             num_drawn = len(lines)
-        else:
+        elif not is_finished:
             out.write(f"{progress.line(seconds)}\n")
         out.flush()

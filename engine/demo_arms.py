@@ -17,6 +17,7 @@ from .demo_report import Score, label
 from .demo_tasks import ENDS, Item, Tokens
 
 EVAL_SEED = 1_000_000  # seeds of evaluation samples start here, the same before and after
+RL_RATE = 5e-4
 COMMON_PROMPT = "What is 44+37?"
 
 T = TypeVar("T")
@@ -89,16 +90,16 @@ def standard_arms(num_eval: int) -> list[Arm]:
             eval_prompts=frozenset(item.prompt for item in asked_lines),
             is_higher_better=False,
         ),
-        reinforced("sums", 1e-3),
+        reinforced("sums", RL_RATE),
         Arm(
             name="sort down",
             method="SFT",
             recipe=Supervised(
-                items=demo_tasks.descending(2000, held_out=False), batch_size=16, learning_rate=5e-3
+                items=demo_tasks.descending(2000, held_out=False), batch_size=16, learning_rate=2e-3
             ),
             progress="loss",
             rank=32,
-            learning_rate=5e-3,
+            learning_rate=2e-3,
             metric="right lists",
             measure=accuracy(asked_lists),
             eval_prompts=frozenset(item.prompt for item in asked_lists),
@@ -106,16 +107,16 @@ def standard_arms(num_eval: int) -> list[Arm]:
         Arm(
             name="sentences",
             method="DPO",
-            recipe=Preferred(pairs=pairs, batch_size=8, learning_rate=5e-4),
+            recipe=Preferred(pairs=pairs, batch_size=8, learning_rate=2e-4),
             progress="preferred",
             rank=4,
-            learning_rate=5e-4,
+            learning_rate=2e-4,
             metric="whole sentences",
             measure=share_of_sentences([pair.prompt for pair in asked_pairs]),
             eval_prompts=frozenset(pair.prompt for pair in asked_pairs),
         ),
         reinforced("rate 0", 0.0),
-        reinforced("shuffled rewards", 1e-3, has_shuffled_rewards=True),
+        reinforced("shuffled rewards", RL_RATE, has_shuffled_rewards=True),
     ]
 
 

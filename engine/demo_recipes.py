@@ -47,8 +47,10 @@ class Supervised:
         num_tokens = sum(len(item.answer) for item in batch)
         data = [answer_datum(item.prompt, item.answer, 1 / num_tokens) for item in batch]
         done = training.forward_backward(data, "cross_entropy")
-        training.optim_step(AdamParams(learning_rate=self.learning_rate)).result()
-        return done.result().metrics["loss:sum"]
+        stepped = training.optim_step(AdamParams(learning_rate=self.learning_rate))
+        loss = done.result().metrics["loss:sum"]
+        stepped.result()
+        return loss
 
     def prompts(self) -> set[Tokens]:
         return {item.prompt for item in self.items}
@@ -94,8 +96,9 @@ class Reinforced:
         ]
         if data:
             done = training.forward_backward(data, "importance_sampling")
-            training.optim_step(AdamParams(learning_rate=self.learning_rate)).result()
+            stepped = training.optim_step(AdamParams(learning_rate=self.learning_rate))
             done.result()
+            stepped.result()
         return mean_reward
 
     def prompts(self) -> set[Tokens]:
@@ -136,8 +139,10 @@ class Preferred:
             return dpo_loss(pairs, reference, logprobs)
 
         done = training.forward_backward_custom(self._data(pairs), loss)
-        training.optim_step(AdamParams(learning_rate=self.learning_rate)).result()
-        return done.result().metrics["preferred:mean"]
+        stepped = training.optim_step(AdamParams(learning_rate=self.learning_rate))
+        preferred = done.result().metrics["preferred:mean"]
+        stepped.result()
+        return preferred
 
     def prompts(self) -> set[Tokens]:
         return {pair.prompt for pair in self.pairs}
