@@ -121,7 +121,7 @@ class Connection:
         )
         outgoing = Outgoing(headers[0].request_id, headers[0].kind, messages)
         source: futures.Future[T] = futures.Future()
-        self._loop.submit(outgoing, source, convert)
+        self._loop.submit(outgoing, _Sink(source, convert, self))
         link = self._loop.link
         return APIFuture(source, lambda: link.describe(outgoing.request_id))
 
@@ -163,16 +163,20 @@ def _stop(loop: "_Loop", pid: int) -> None:
 
 
 class _Sink:
-    """Where the answer of a request goes."""
+    """Where the answer of a request goes. It keeps its connection open until then."""
 
-    __slots__ = ("convert", "num_bytes", "source")
+    __slots__ = ("convert", "num_bytes", "owner", "source")
 
     def __init__(
-        self, source: "futures.Future[Any]", convert: Callable[..., Any], num_bytes: int
+        self,
+        source: "futures.Future[Any]",
+        convert: Callable[..., Any],
+        owner: Connection | None,
     ) -> None:
         self.source = source
         self.convert = convert
-        self.num_bytes = num_bytes
+        self.owner = owner
+        self.num_bytes = 0
 
 
 class _Loop:
@@ -199,9 +203,7 @@ class _Loop:
 
     # --- from any thread --------------------------------------------------------------------------
 
-    def submit(
-        self, request: Outgoing, source: "futures.Future[Any]", convert: Callable[..., Any]
-    ) -> None:
+    def submit(self, request: Outgoing, sink: _Sink) -> None:
         num_bytes = sum(len(frame) for message in request.messages for frame in message)
         with self._lock:
             if self._is_stopping:
@@ -212,7 +214,8 @@ class _Loop:
                     f"{_MAX_UNANSWERED}; wait for some results first"
                 )
             self._unanswered += num_bytes
-            self._sinks[request.request_id] = _Sink(source, convert, num_bytes)
+            sink.num_bytes = num_bytes
+            self._sinks[request.request_id] = sink
             self._submitted.append(request)
             self._ring()
 
@@ -292,7 +295,7 @@ class _Loop:
             request = CloseSampler(
                 request_id=next(self.request_ids), sampler_id=self.discarded.popleft()
             )
-            self._sinks[request.request_id] = _Sink(futures.Future(), lambda parts: None, 0)
+            self._sinks[request.request_id] = _Sink(futures.Future(), lambda parts: None, None)
             outgoing = Outgoing(request.request_id, request.kind, ((wire.encode(request),),))
             self._perform(self.link.submit(outgoing, now))
 
@@ -394,7 +397,8 @@ class _Loop:
         with self._lock:
             sink = self._sinks.pop(request_id)
             self._unanswered -= sink.num_bytes
-            return sink
+        sink.owner = None  # before the caller knows: what it drops then is dropped in its thread
+        return sink
 
 
 def _settle(

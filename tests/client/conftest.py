@@ -1,6 +1,7 @@
 """A fake broker in this process, and a client of it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +22,14 @@ def context() -> Iterator["zmq.Context[Any]"]:
 @pytest.fixture
 def broker(context: "zmq.Context[Any]") -> Iterator[FakeBroker]:
     broker = FakeBroker(context, f"inproc://{uuid4().hex}")
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def ipc_broker(context: "zmq.Context[Any]", tmp_path: Path) -> Iterator[FakeBroker]:
+    """One that other contexts and processes reach."""
+    broker = FakeBroker(context, f"ipc://{tmp_path}/s")
     yield broker
     broker.close()
 

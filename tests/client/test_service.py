@@ -1,0 +1,240 @@
+"""Making clients: what is sent, and what is refused."""
+
+import asyncio
+import pickle
+from typing import Any
+
+import pytest
+from fake_broker import FakeBroker, failure, query, reply
+
+from weft.client import BadRequest, NotFound, SamplingClient, ServiceClient, TrainingClient
+from weft.client.environment import DEFAULT_ADDRESS
+
+RUN = "0" * 32 + ":train:0"
+STATE = f"weft://{RUN}/weights/a"
+
+
+def test_capabilities_name_the_models(service: ServiceClient) -> None:
+    (model,) = service.get_server_capabilities().supported_models
+    assert (model.model_name, model.max_context_length, model.aliases) == ("tiny", 64, ["org/tiny"])
+
+
+def test_a_run_is_created_as_asked(broker: FakeBroker, service: ServiceClient) -> None:
+    run = service.create_lora_training_client(
+        "org/tiny", 8, 7, False, True, False, {"a": "b"}, alpha=16
+    )
+    (header,) = broker.wait_for("create_run")
+    assert (header.base_model, header.rank, header.seed, header.alpha) == ("org/tiny", 8, 7, 16.0)
+    assert (header.train_mlp, header.train_attn, header.train_unembed) == (False, True, False)
+    assert (header.run_id, header.seq, header.user_metadata) == (run.model_id, 0, {"a": "b"})
+
+
+def test_runs_of_a_session_are_numbered_and_seeds_are_drawn(
+    broker: FakeBroker, service: ServiceClient
+) -> None:
+    first, second = (service.create_lora_training_client("tiny") for _ in range(2))
+    assert (first.model_id[-8:], second.model_id[-8:]) == (":train:0", ":train:1")
+    seeds = {header.seed for header in broker.wait_for("create_run", 2)}
+    assert len(seeds) == 2
+
+
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_a_run_starts_from_a_saved_state(
+    broker: FakeBroker, service: ServiceClient, with_optimizer: bool
+) -> None:
+    if with_optimizer:
+        service.create_training_client_from_state_with_optimizer(STATE)
+    else:
+        service.create_training_client_from_state(STATE)
+    (header,) = broker.wait_for("create_run")
+    assert (header.from_path, header.with_optimizer, header.base_model) == (
+        STATE,
+        with_optimizer,
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"base_model": ""}, "base_model is required", id="no model"),
+        pytest.param({"rank": 0}, "rank is 0, not an integer from 1 to 256", id="rank 0"),
+        pytest.param({"rank": 4096}, "rank is 4096", id="rank 4096"),
+        pytest.param({"rank": 8.0}, "rank is 8.0", id="float rank"),
+        pytest.param({"seed": "x"}, "seed is 'x'", id="seed"),
+        pytest.param({"alpha": 0}, "alpha is 0", id="alpha"),
+        pytest.param({"alpha": float("nan")}, "alpha is nan", id="nan alpha"),
+        pytest.param({"train_mlp": 1}, "train_mlp is 1", id="no bool"),
+        pytest.param(
+            {"train_mlp": False, "train_attn": False, "train_unembed": False},
+            "at least one of",
+            id="nothing to train",
+        ),
+        pytest.param({"user_metadata": {"a": "b" * 2000}}, "2000 characters", id="metadata"),
+    ],
+)
+def test_a_bad_configuration_is_refused(
+    broker: FakeBroker, service: ServiceClient, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        service.create_lora_training_client(**{"base_model": "tiny", **arguments})
+    assert "create_run" not in [header.kind for header in broker.seen]
+
+
+def test_an_unknown_model_is_the_brokers_answer(broker: FakeBroker, service: ServiceClient) -> None:
+    broker.answers["create_run"] = lambda header, _: [
+        failure(header, "not_found", "unknown model 'x'; there are tiny")
+    ]
+    with pytest.raises(NotFound, match="there are tiny"):
+        service.create_lora_training_client("x")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        pytest.param(lambda s: s.create_sampling_client(), "exactly one", id="neither"),
+        pytest.param(lambda s: s.create_sampling_client(STATE, "tiny"), "exactly one", id="both"),
+        pytest.param(lambda s: s.create_sampling_client("/etc"), "is no path", id="path"),
+        pytest.param(
+            lambda s: s.create_sampling_client(base_model="tiny", retry_config=1),
+            "retry_config",
+            id="retry",
+        ),
+        pytest.param(
+            lambda s: s.create_training_client_from_state(f"weft://{RUN}/sampler_weights/a"),
+            "weights for a sampler",
+            id="sampler weights",
+        ),
+        pytest.param(
+            lambda s: s.create_training_client_from_state(STATE, weights_access_token="x"),
+            "weights_access_token is not served",
+            id="token",
+        ),
+        pytest.param(lambda s: ServiceClient(project_id="p"), "project_id", id="project"),
+    ],
+)
+def test_bad_arguments_are_refused(service: ServiceClient, call: Any, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        call(service)
+
+
+def test_a_sampler_of_saved_weights_learns_its_model(
+    broker: FakeBroker, service: ServiceClient
+) -> None:
+    path = f"weft://{RUN}/sampler_weights/a"
+    assert service.create_sampling_client(path).get_base_model() == "tiny"
+    (header,) = broker.wait_for("create_sampler")
+    assert (header.model_path, header.base_model) == (path, "")
+
+
+def test_a_model_that_loads_after_the_welcome_is_found(
+    broker: FakeBroker, service: ServiceClient
+) -> None:
+    asked: list[str] = []
+
+    def answer(header: Any, arrays: Any) -> Any:
+        asked.append(header.what)
+        return query(header, arrays)
+
+    broker.answers["query"] = answer
+    service.create_lora_training_client("tiny")
+    assert asked == []
+    broker.answers["create_run"] = lambda header, _: [
+        reply(header, {"rank": 1, "alpha": 1.0, "base_model": "other"})
+    ]
+    with pytest.raises(NotFound, match="unknown model 'other'; the server has tiny"):
+        service.create_lora_training_client("tiny")
+    assert asked == ["capabilities"]
+
+
+def test_coroutines_get_finished_clients(service: ServiceClient) -> None:
+    async def create() -> tuple[TrainingClient, SamplingClient]:
+        run = await service.create_lora_training_client_async("tiny", rank=4)
+        return await run, await service.create_sampling_client_async(base_model="tiny")
+
+    run, sampler = asyncio.run(create())
+    assert (run.get_info().lora_rank, sampler.get_base_model()) == (4, "tiny")
+
+
+def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEFT_ADDRESS", raising=False)
+    assert repr(ServiceClient()) == f"ServiceClient(base_url={DEFAULT_ADDRESS!r})"
+    monkeypatch.setenv("WEFT_ADDRESS", "ipc:///run/weft")
+    monkeypatch.setenv("WEFT_API_KEY", "k")
+    service = ServiceClient()
+    assert repr(service) == "ServiceClient(base_url='ipc:///run/weft')"
+    assert service._api_key == "k"
+
+
+def test_a_service_client_travels_without_its_session() -> None:
+    service = ServiceClient({"a": "b"}, base_url="tcp://127.0.0.1:1", api_key="k")
+    copy = pickle.loads(pickle.dumps(service))
+    assert repr(copy) == repr(service)
+    assert copy._session.connection.session_id != service._session.connection.session_id
+
+
+def entry(number: int) -> dict[str, Any]:
+    return {
+        "run_id": f"{number:032x}:train:0",
+        "base_model": "tiny",
+        "rank": 8,
+        "alpha": 32.0,
+        "is_lost": number == 1,
+        "last_request_time": float(number),
+        "user_metadata": {"n": str(number)},
+    }
+
+
+def saved(number: int) -> dict[str, Any]:
+    kind = "weights" if number % 2 else "sampler_weights"
+    return {
+        "path": f"weft://{number:032x}:train:0/{kind}/a",
+        "time": float(number),
+        "size_bytes": 10 * number,
+        "user_metadata": {},
+    }
+
+
+def pages(header: Any, arrays: Any) -> Any:
+    """Five runs and checkpoints, two a page."""
+    make = entry if header.what == "runs" else saved
+    items = [make(number) for number in range(5)]
+    if header.what == "run":
+        return [reply(header, entry(3))]
+    following = header.offset + 2
+    page = items[header.offset : following]
+    result = {header.what: page, "next": following if following < 5 else -1}
+    return [reply(header, result)]
+
+
+def test_runs_are_listed_page_by_page_latest_first(
+    broker: FakeBroker, service: ServiceClient
+) -> None:
+    broker.answers["query"] = pages
+    rest = service.create_rest_client()
+    runs = rest.list_training_runs(limit=3, offset=1).result(20).training_runs
+    assert [run.user_metadata["n"] for run in runs] == ["3", "2", "1"]
+    assert [run.corrupted for run in runs] == [False, False, True]
+    assert len(broker.wait_for("query", 3)) == 3
+
+
+def test_checkpoints_are_listed_with_their_kind(broker: FakeBroker, service: ServiceClient) -> None:
+    broker.answers["query"] = pages
+    found = service.create_rest_client().list_user_checkpoints().result(20).checkpoints
+    assert [item.checkpoint_type for item in found] == [
+        "sampler",
+        "training",
+        "sampler",
+        "training",
+        "sampler",
+    ]
+    assert found[0].checkpoint_id == "sampler_weights/a"
+    assert found[0].size_bytes == 40
+
+
+def test_one_run_is_found_by_id_or_path(broker: FakeBroker, service: ServiceClient) -> None:
+    broker.answers["query"] = pages
+    rest = service.create_rest_client()
+    run = rest.get_training_run_by_tinker_path(STATE).result(20)
+    assert (run.training_run_id, run.lora_rank) == (f"{3:032x}:train:0", 8)
+    assert broker.wait_for("query")[0].subject == RUN
