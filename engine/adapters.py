@@ -10,36 +10,19 @@ Touched only by the compute thread.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntFlag
-from itertools import count, groupby
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from ..client.errors import BadRequest, Busy
 from ..client.limits import limit
-from ..kernels.layout import Layout
-from ..kernels.plan import HEAD_FAMILY
 from .arena import Blocks
-from .config import UNEMBED, Site
+from .config import Site
+from .targets import NOTHING, PORTIONS, Targets, layout_of, targets_of
 
 MASTER, GRADIENT, STAGE, MOMENT1, MOMENT2 = range(5)  # gradient and stage swap, see Run
 NUM_PLANES = 5
-_INPUTS = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3, UNEMBED: 4}
-
-
-class Targets(IntFlag):
-    """Which modules an adapter has rows for."""
-
-    ATTN = 1  # q, k, v, o
-    MLP = 2  # gate, up, down
-    UNEMBED = HEAD_FAMILY
-
-
-NOTHING = Targets(0)
-LAYERS = Targets.ATTN | Targets.MLP
-PORTIONS = (LAYERS, Targets.UNEMBED)  # staged separately: the head has rows of its own
-_FAMILIES = (Targets.ATTN, Targets.ATTN, Targets.MLP, Targets.MLP, Targets.UNEMBED)
 
 
 @dataclass(eq=False, slots=True)
@@ -205,7 +188,7 @@ class AdapterStore:
             )
 
     def add_to_stages(
-        self, runs: Sequence[Run], gradients: Sequence[Tensor], portion: Targets
+        self, runs: Sequence[Run], gradients: Sequence[Sequence[Tensor]], portion: Targets
     ) -> None:
         """Add flat fp32 gradients to a portion of open stages, in the order given.
 
@@ -214,7 +197,7 @@ class AdapterStore:
 
         Args:
             runs: whose stage takes each gradient.
-            gradients: one flat tensor each, as long as the run's `portion`.
+            gradients: flat tensors each, one after the other as long as the run's `portion`.
             portion: families that lie side by side.
         """
         waves: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
@@ -223,8 +206,9 @@ class AdapterStore:
             assert run.is_staging, "stage is not open"
             wave = seen[id(run)] = seen.get(id(run), -1) + 1
             is_fresh = not run.stage_written & portion
-            pair = (self.flat(run, run.stage_plane, portion), gradient)
-            waves.setdefault((wave, is_fresh), []).append(pair)
+            stage = self.flat(run, run.stage_plane, portion)
+            pieces = torch.split(stage, [piece.numel() for piece in gradient])
+            waves.setdefault((wave, is_fresh), []).extend(zip(pieces, gradient, strict=True))
             run.stage_written |= run.targets & portion
         for (_, is_fresh), pairs in sorted(waves.items(), key=lambda item: item[0]):
             put: Callable[..., None] = torch._foreach_copy_ if is_fresh else torch._foreach_add_
@@ -417,26 +401,6 @@ class AdapterStore:
 
 _MOMENTS = ("moment1.", "moment2.")
 _STATE_PLANES = {"": MASTER, "moment1.": MOMENT1, "moment2.": MOMENT2}
-
-
-def layout_of(sites: Sequence[Site]) -> Layout:
-    """The layout of adapters over a model's sites."""
-    groups: list[tuple[int, ...]] = []
-    families: list[int] = []
-    for (_, source), members in groupby(
-        range(len(sites)), key=lambda index: (sites[index].layer, _INPUTS[sites[index].module])
-    ):
-        groups.append(tuple(members))
-        families.append(int(_FAMILIES[source]))
-    shapes = tuple((site.in_features, site.out_features) for site in sites)
-    return Layout(shapes, tuple(groups), tuple(families))
-
-
-def targets_of(train_attn: bool, train_mlp: bool, train_unembed: bool) -> Targets:
-    """The mask of the three switches."""
-    return Targets(
-        Targets.ATTN * train_attn | Targets.MLP * train_mlp | Targets.UNEMBED * train_unembed
-    )
 
 
 def _copies(prefix: str, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:

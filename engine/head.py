@@ -17,10 +17,11 @@ from torch import Tensor
 from ..kernels.head import subtract_one_hot_, target_logprobs_
 from ..kernels.head_plan import Chunk, Piece, cut_head
 from ..kernels.lora import add_weight_gradient, shrink, weight_gradient
-from .adapters import Targets
 from .linear import BaseLinear
-from .lora import LoraBatch, LoraLinears
+from .lora import LoraLinears
+from .lora_batch import LoraBatch
 from .losses import LossBatch, coefficients
+from .targets import Targets
 
 ROW_TILE = 16  # deterministic chunks have a multiple of so many rows
 

@@ -1,193 +1,24 @@
 """Linears with adapters: what the model calls instead of `FrozenLinears`.
 
-`LoraBatch` binds a segment plan to the adapters of a batch: it gathers their weights into padded
-stacks once, and owns the planes that backward writes gradients to. `LoraLinears` is the seam to
-the model, one autograd function per group. Nothing of a run changes before `flush`.
-T rows of the batch, E entries of a stack, D input features, O output features, R padded rank.
+One autograd function per group of sites, over the batched matmuls of `kernels.lora`. Gradients go
+to planes; nothing of a run changes before `flush`.
+T rows of the batch, E entries of a stack, L rows of an entry, D input features, O output features,
+R padded rank.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..kernels.lora import Rows, shrink, shrink_gradient, weight_gradient
-from ..kernels.plan import Block, SegmentPlan, Stack, build_plan
-from ..kernels.stack import StackLayout
+from ..kernels.plan import Block
 from ..kernels.workspace import Workspace
-from .adapters import LAYERS, AdapterStore, Run, Targets, WeightsVersion
+from .adapters import AdapterStore, Run, WeightsVersion
 from .linear import BaseLinear
-
-Counts = Sequence[int] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
-
-
-@dataclass(slots=True)
-class _StackTensors:
-    """One stack on the device."""
-
-    stack: Stack
-    layout: StackLayout
-    ranks: list[int]
-    scales_E: Tensor
-    weights: dict[tuple[int, bool], Tensor]  # (first site of the group or site, is A) -> [E, R, .]
-    planes: dict[tuple[int, bool], Tensor]  # the same of the gradients; empty without runs
-    plane_granules: Tensor | None = None
-
-
-class LoraBatch:
-    """The adapters of one batch, over the sites of one portion: the layers, or the unembedding.
-
-    Args:
-        store: where the adapters live.
-        portion: `LAYERS` or `Targets.UNEMBED`.
-        versions: weights of each unit, None for the bare base model.
-        runs: whose stage gets a unit's gradient; None for none.
-        row_counts: rows of each unit; units lie one after the other from row 0.
-        unit_order: orders the units of one run in the sum of their gradients; default as they lie.
-        is_deterministic: a unit's bits must not depend on its neighbours' presence.
-        is_fine: pad units as little as possible, see `build_plan`.
-        workspace: buffers; one live batch with runs at a time may use it.
-    """
-
-    def __init__(
-        self,
-        store: AdapterStore,
-        portion: Targets,
-        versions: Sequence[WeightsVersion | None],
-        runs: Sequence[Run | None],
-        row_counts: Counts,
-        *,
-        unit_order: Counts | None = None,
-        is_deterministic: bool = False,
-        is_fine: bool = False,
-        workspace: Workspace | None = None,
-    ) -> None:
-        self.store = store
-        self.portion = portion
-        self.workspace = workspace or Workspace(store.device)
-        self.plan: SegmentPlan = build_plan(
-            np.asarray(row_counts),
-            [0 if version is None else version.rank for version in versions],
-            [0 if version is None else version.targets & portion for version in versions],
-            is_deterministic=is_deterministic,
-            is_fine=is_fine,
-        )
-        self._runs = list(runs)
-        self._unit_order = list(range(len(runs))) if unit_order is None else list(unit_order)
-        self._rows: dict[int, list[Rows]] = {}
-        self._written: set[tuple[int, bool]] = set()
-        self.stacks = [self._bind(number, versions) for number in range(len(self.plan.stacks))]
-
-    def rows(self, num_rows: int) -> list[Rows]:
-        """How each block's rows lie in a batch of `num_rows` rows, built once."""
-        if num_rows < self.plan.num_rows:
-            raise ValueError(f"{num_rows} rows, but the units have {self.plan.num_rows}")
-        if num_rows not in self._rows:
-            device = self.store.device
-            self._rows[num_rows] = [Rows(block, num_rows, device) for block in self.plan.blocks]
-        return self._rows[num_rows]
-
-    def covers(self, stack: int, site: int) -> bool:
-        """Whether the adapters of a stack have rows for a site."""
-        return (site, False) in self.stacks[stack].weights
-
-    def weights(self, block: Block, sites: tuple[int, ...]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """A of a whole group [E, G * R, D], Bt of its sites [E, R, O], and the scales [E]."""
-        stack = self.stacks[block.stack]
-        entries = slice(block.first, block.last)
-        bts = [stack.weights[site, False][entries] for site in sites]
-        return stack.weights[sites[0], True][entries], bts, stack.scales_E[entries]
-
-    def planes(self, block: Block, sites: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Gradients of A [E, G * R, D] and of Bt [E, R, O], fp32, to be written."""
-        stack = self.stacks[block.stack]
-        entries = slice(block.first, block.last)
-        return (
-            stack.planes[sites[0], True][entries],
-            [stack.planes[site, False][entries] for site in sites],
-        )
-
-    def flush(self) -> None:
-        """Add the planes to the stages of the runs, a run's units in their order.
-
-        A group that backward did not reach adds zeros. Allocates only small index lists; the
-        planes are free for another batch afterwards.
-        """
-        granule = self.store.layout.granule
-        for stack in self.stacks:
-            if stack.plane_granules is None:
-                continue
-            for key, plane in stack.planes.items():
-                if key not in self._written:
-                    plane.zero_()
-            index = torch.from_numpy(stack.layout.scatter_index(tuple(stack.ranks)))
-            flat = self.workspace.take("flush", (len(index), granule), torch.float32)
-            torch.index_select(stack.plane_granules, 0, index.to(self.store.device), out=flat)
-            sizes = [stack.layout.block_size(rank) * granule for rank in stack.ranks]
-            units = zip(stack.stack.segments, torch.split(flat.view(-1), sizes), strict=True)
-            pairs = [(self._runs[unit], unit, gradient) for unit, gradient in units]
-            pairs.sort(key=lambda pair: self._unit_order[pair[1]])
-            self.store.add_to_stages(
-                [run for run, _, _ in pairs if run is not None],
-                [gradient for run, _, gradient in pairs if run is not None],
-                self.portion,
-            )
-
-    def mark_written(self, sites: tuple[int, ...]) -> None:
-        """Say that the planes of these sites hold this batch's gradients."""
-        self._written.add((sites[0], True))
-        self._written.update((site, False) for site in sites)
-
-    def _bind(self, number: int, versions: Sequence[WeightsVersion | None]) -> _StackTensors:
-        stack = self.plan.stacks[number]
-        members = [version for unit in stack.segments if (version := versions[unit]) is not None]
-        layout = StackLayout(self.store.layout, stack.bucket, stack.targets)
-        ranks = [member.rank for member in members]
-        name = f"{self.portion.name or int(self.portion)}.{number}"
-        weights = self._gather(name, layout, members)
-        scales = torch.tensor([member.scale for member in members], device=self.store.device)
-        bound = _StackTensors(stack, layout, ranks, scales, {}, {})
-        num_views = 1 if weights.shape[0] < len(members) * layout.size else len(members)
-        for part in layout.parts:
-            view = _part_view(weights, part.start, part.size, num_views, part.num_rows)
-            view = view.expand(len(members), -1, -1)[:, :, : part.width]
-            bound.weights[part.sites[0], part.is_a] = view
-        if any(self._runs[unit] is not None for unit in stack.segments):
-            shape = (len(members) * layout.size, self.store.layout.granule)
-            planes = self.workspace.take(f"planes.{name}", shape, torch.float32)
-            for part in layout.parts:
-                view = _part_view(planes, part.start, part.size, len(members), part.num_rows)
-                if view.shape[2] > part.width:
-                    view[:, :, part.width :] = 0
-                bound.planes[part.sites[0], part.is_a] = view[:, :, : part.width]
-            bound.plane_granules = planes
-        return bound
-
-    def _gather(self, name: str, layout: StackLayout, members: Sequence[WeightsVersion]) -> Tensor:
-        """The padded stack [granules, elements]; a single entry when all have one version."""
-        if all(member is members[0] for member in members):
-            members = members[:1]
-        granule = self.store.layout.granule
-        shape = (len(members) * layout.size, granule)
-        weights = self.workspace.take(f"weights.{name}", shape, self.store.dtype)
-        content = (layout.targets, layout.bucket, *(member.id for member in members))
-        if self.workspace.contents.get(f"weights.{name}") != content:
-            offsets = [
-                self.store.layout.portion_range(member.rank, member.targets, self.portion)[0]
-                for member in members
-            ]
-            index = layout.gather_index(
-                [member.rank for member in members],
-                [member.start + offset for member, offset in zip(members, offsets, strict=True)],
-            )
-            device_index = torch.from_numpy(index).to(self.store.device)
-            torch.index_select(self.store.weights, 0, device_index, out=weights)
-            self.workspace.contents[f"weights.{name}"] = content
-        return weights
+from .lora_batch import Counts, LoraBatch
+from .targets import LAYERS, Targets
 
 
 class LoraLinears:
@@ -351,9 +182,3 @@ def _site(s_ELR: Tensor, index: int, num_sites: int) -> Tensor:
     """The columns of one site of a group."""
     rank = s_ELR.shape[2] // num_sites
     return s_ELR[:, :, index * rank : (index + 1) * rank]
-
-
-def _part_view(granules: Tensor, start: int, size: int, entries: int, num_rows: int) -> Tensor:
-    """One part of a stack, [entries, rows, elements with padding]."""
-    part = granules[start * entries : (start + size) * entries]
-    return part.view(entries, num_rows, -1)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from weft.client.errors import BadRequest, Busy
-from weft.engine.adapters import LAYERS, MASTER, AdapterStore, Run, Targets
+from weft.engine.adapters import MASTER, AdapterStore, Run
 from weft.engine.config import Site
+from weft.engine.targets import LAYERS, Targets
 
 SITES = [
     Site(0, "q", 32, 48),
@@ -119,7 +120,7 @@ def test_a_stage_starts_as_a_copy_of_the_gradient() -> None:
     first, second = noise(store, run, 1), noise(store, run, 2)
     for gradient in (first, second):
         store.begin(run)
-        store.add_to_stages([run], [gradient], LAYERS)
+        store.add_to_stages([run], [[gradient]], LAYERS)
         store.commit(run)
     assert torch.equal(gradient_of(store, run), first + second)
 
@@ -140,10 +141,10 @@ def test_a_discarded_stage_leaves_the_gradient() -> None:
     run = make_run(store)
     first = noise(store, run, 1)
     store.begin(run)
-    store.add_to_stages([run], [first], LAYERS)
+    store.add_to_stages([run], [[first]], LAYERS)
     store.commit(run)
     store.begin(run)
-    store.add_to_stages([run], [torch.full_like(first, float("nan"))], LAYERS)
+    store.add_to_stages([run], [[torch.full_like(first, float("nan"))]], LAYERS)
     assert store.stage_is_finite([run]) == [False]
     store.discard(run)
     assert torch.equal(gradient_of(store, run), first)
@@ -156,7 +157,9 @@ def test_additions_of_one_run_keep_their_order_among_other_runs() -> None:
     store.begin(run, other)
     foreign = noise(store, other, 9)
     store.add_to_stages(
-        [run, other, run, other, run], [parts[0], foreign, parts[1], foreign, parts[2]], LAYERS
+        [run, other, run, other, run],
+        [[parts[0]], [foreign], [parts[1]], [foreign], [parts[2]]],
+        LAYERS,
     )
     store.commit(run, other)
     assert torch.equal(gradient_of(store, run), (parts[0] + parts[1]) + parts[2])
@@ -169,7 +172,7 @@ def test_a_non_finite_stage_is_told_from_its_neighbours() -> None:
     store.begin(*runs)
     gradients = [noise(store, run, 1) for run in runs]
     gradients[1][5] = float("inf")
-    store.add_to_stages(runs, gradients, LAYERS)
+    store.add_to_stages(runs, [[gradient] for gradient in gradients], LAYERS)
     assert store.stage_is_finite(runs) == [True, False, True]
 
 

@@ -15,9 +15,10 @@ from lora_helpers import (
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weft.engine.adapters import LAYERS, AdapterStore, Run, Targets
+from weft.engine.adapters import AdapterStore, Run
 from weft.engine.linear import DenseLinear
 from weft.engine.lora import LoraLinears
+from weft.engine.targets import LAYERS, Targets
 from weft.kernels.reference import lora_linear
 
 # float32 products are summed in another order than the oracle's; seen up to 6e-7

@@ -7,8 +7,9 @@ import torch
 from lora_helpers import SITES, make_run, make_store
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weft.engine.adapters import LAYERS, MASTER, MOMENT1, MOMENT2, AdapterStore, Run
+from weft.engine.adapters import MASTER, MOMENT1, MOMENT2, AdapterStore, Run
 from weft.engine.optimizer import StepResult, step
+from weft.engine.targets import LAYERS
 from weft.kernels.reference import AdamState, adamw
 
 
@@ -28,7 +29,7 @@ def put_gradient(store: AdapterStore, run: Run, seed: int, scale: float = 1.0) -
     generator = torch.Generator().manual_seed(seed)
     gradient = torch.randn(store.flat(run, MASTER).shape, generator=generator) * scale
     store.begin(run)
-    store.add_to_stages([run], [gradient], LAYERS)
+    store.add_to_stages([run], [[gradient]], LAYERS)
     store.commit(run)
     return gradient
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from weft.engine.adapters import Targets, WeightsVersion
+from weft.engine.adapters import WeightsVersion
 from weft.engine.sample_step import Piece, pack_pieces, plan_step
+from weft.engine.targets import Targets
 
 
 def piece(
