@@ -11,14 +11,13 @@ from typing import TextIO
 
 from ..client.service import ServiceClient
 from ..client.training import TrainingClient
-from . import demo_arms, tiny_text
-from .demo_arms import COMMON_PROMPT, Arm
+from . import demo_arms
+from .demo_arms import COMMON_PROMPTS, Arm
 from .demo_progress import Progress, Row
 from .demo_report import ArmResult, DemoReport, EngineStats
 
 REDRAW_S = 0.5  # on a terminal
 PRINT_S = 10.0  # elsewhere
-SAMPLE_TOKENS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +67,12 @@ def run_demo(
             shower.join()
     with connect() as service:
         sampler = service.create_sampling_client(base_model=config.base_model)
-        prompt = tuple(tiny_text.chat_prompt(COMMON_PROMPT))
-        base_sample = demo_arms.answer(sampler, prompt, SAMPLE_TOKENS)
+        base_samples = demo_arms.common_answers(sampler)
     return DemoReport(
         arms=results,
         seconds=race.seconds,
-        prompt=COMMON_PROMPT,
-        base_sample=base_sample,
+        prompts=COMMON_PROMPTS,
+        base_samples=base_samples,
         stats=race.stats,
         checks=[checked],
     )
@@ -174,9 +172,7 @@ def _train(arm: Arm, training: TrainingClient, race: _Race, progress: Progress) 
     race.wait()
     progress.set_phase(arm.label, "measuring")
     after = arm.measure(training)
-    sampler = training.save_weights_and_get_sampling_client()
-    prompt = tuple(tiny_text.chat_prompt(COMMON_PROMPT))
-    sample = demo_arms.answer(sampler, prompt, SAMPLE_TOKENS)
+    samples = demo_arms.common_answers(training.save_weights_and_get_sampling_client())
     progress.set_phase(arm.label, "done")
     return ArmResult(
         name=arm.name,
@@ -189,7 +185,7 @@ def _train(arm: Arm, training: TrainingClient, race: _Race, progress: Progress) 
         is_control=arm.is_control,
         before=before,
         after=after,
-        sample=sample,
+        samples=samples,
     )
 
 

@@ -18,7 +18,7 @@ from .demo_tasks import ENDS, Item, Tokens
 
 EVAL_SEED = 1_000_000  # seeds of evaluation samples start here, the same before and after
 RL_RATE = 5e-4
-COMMON_PROMPT = "What is 44+37?"
+COMMON_PROMPTS = ("16+23=", "What is 16+23?")  # plain, and as a question in the chat template
 
 T = TypeVar("T")
 Measure = Callable[[TrainingClient], Score]
@@ -163,11 +163,13 @@ def sample_all(
     return [future.result().sequences[0].tokens for future in futures]
 
 
-def answer(sampler: SamplingClient, prompt: Tokens, max_tokens: int) -> str:
-    """Return the likeliest answer as text."""
-    params = SamplingParams(max_tokens=max_tokens, stop=list(ENDS), temperature=0.0, seed=0)
-    tokens = sampler.sample(model_input(prompt), 1, params).result().sequences[0].tokens
-    return tiny_text.decode(tokens)
+def common_answers(sampler: SamplingClient) -> tuple[str, ...]:
+    """Return the likeliest answers to the common prompts, as text."""
+    plain, question = COMMON_PROMPTS
+    params = SamplingParams(max_tokens=40, stop=list(ENDS), temperature=0.0, seed=0)
+    prompts = (tiny_text.encode(plain), tiny_text.chat_prompt(question))
+    futures = [sampler.sample(model_input(prompt), 1, params) for prompt in prompts]
+    return tuple(tiny_text.decode(future.result().sequences[0].tokens) for future in futures)
 
 
 def accuracy(items: Sequence[Item]) -> Measure:

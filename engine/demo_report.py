@@ -34,7 +34,7 @@ class ArmResult:
     is_control: bool
     before: Score
     after: Score
-    sample: str  # its adapter's answer to the common prompt
+    samples: tuple[str, ...]  # its adapter's answers to the common prompts
 
     @property
     def label(self) -> str:
@@ -93,8 +93,8 @@ class DemoReport:
 
     arms: Sequence[ArmResult]
     seconds: float  # of training, all tenants together
-    prompt: str  # the common one
-    base_sample: str
+    prompts: tuple[str, ...]  # the common ones
+    base_samples: tuple[str, ...]
     stats: EngineStats | None = None
     checks: Sequence[str] = field(default_factory=list)  # what was asserted, in words
 
@@ -150,10 +150,10 @@ class DemoReport:
         return [*lines, *self.checks]
 
     def _samples(self) -> list[str]:
-        rows = [("(base model)", self.base_sample)]
-        rows += [(arm.label, arm.sample) for arm in self.arms]
-        shown = [(name, repr(text)) for name, text in rows]
-        return [f"{self.prompt!r}, answered by each adapter at temperature 0:", *align(shown)]
+        rows = [("one answer each, temperature 0", *map(repr, self.prompts))]
+        rows.append(("(base model)", *map(repr, self.base_samples)))
+        rows += [(arm.label, *map(repr, arm.samples)) for arm in self.arms]
+        return align(rows)
 
 
 def label(name: str, *, is_control: bool) -> str:

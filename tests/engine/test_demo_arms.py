@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from weft.engine import tiny_text
-from weft.engine.demo_arms import COMMON_PROMPT, Arm, check_held_out, standard_arms
+from weft.engine.demo_arms import COMMON_PROMPTS, Arm, check_held_out, standard_arms
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,8 @@ def test_an_evaluation_prompt_of_pretraining_is_refused(arms: list[Arm]) -> None
         check_held_out([cheat], num_documents=10)
 
 
-def test_the_common_prompt_is_held_out() -> None:
-    a, b = COMMON_PROMPT.removeprefix("What is ").removesuffix("?").split("+")
+def test_the_common_prompts_ask_for_one_held_out_sum() -> None:
+    plain, question = COMMON_PROMPTS
+    a, b = plain.removesuffix("=").split("+")
+    assert question == f"What is {a}+{b}?"
     assert tiny_text.is_held_out(int(a), int(b))

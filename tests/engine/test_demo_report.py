@@ -17,14 +17,14 @@ LEARNER = ArmResult(
     is_control=False,
     before=Score((0.0,) * 30 + (1.0,) * 10),
     after=Score((0.0,) * 10 + (1.0,) * 30),
-    sample="81",
+    samples=("81",),
 )
 CONTROL = replace(LEARNER, name="shuffled", is_control=True, after=LEARNER.before)
 STATS = EngineStats(wall_s=10.0, busy_s=9.0, batches_by_tenants={1: 1, 4: 3})
 
 
 def report(*arms: ArmResult) -> DemoReport:
-    return DemoReport(arms=arms, seconds=60.0, prompt="What?", base_sample="8", stats=STATS)
+    return DemoReport(arms=arms, seconds=60.0, prompts=("What?",), base_samples=("8",), stats=STATS)
 
 
 def test_a_score_has_mean_and_standard_error() -> None:
@@ -83,6 +83,7 @@ def test_the_report_shows_values_errors_tenants_and_samples() -> None:
     assert "+50.0 +- 8.0 %" in lines[1]
     assert "tenants per fused train batch: mean 3.2 (1: 1, 4: 3)" in text
     assert "busy fraction of the compute thread: 90%" in text
+    assert "'What?'" in text
     assert "'81'" in text
 
 
