@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.head import target_logprobs_
 from ..kernels.workspace import Workspace
 from .adapters import AdapterStore, WeightsVersion
 from .kv_cache import KVCache, PagedAttention
@@ -95,8 +96,7 @@ class SampleRunner:
             rows = self._to_device(self._pad(step.scored_rows_R[first:last]))
             logits_TV = self._logits(hidden_TD.index_select(0, rows), versions, counts)
             targets = self._to_device(step.scored_targets_R[first:last])
-            logprobs_TV = torch.log_softmax(logits_TV[: last - first], -1)
-            scores[first:last] = logprobs_TV.gather(1, targets[:, None])[:, 0].cpu().numpy()
+            scores[first:last] = target_logprobs_(logits_TV[: last - first], targets).cpu().numpy()
         return scores
 
     def _logits(

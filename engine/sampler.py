@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _BLOCK = 128  # a divisor of most vocabularies
-_FIRST_CANDIDATES = 64
+_CANDIDATES = 64  # tokens that are sorted for top_p; most shares are reached within them
+_HALF_BITS = 15  # of the 30 bits in which floats of [0, 1] differ
 
 
 def stream_of(seed: int, sample: int) -> int:
@@ -81,49 +83,49 @@ def draw(logits_NV: Tensor, settings: Settings, uniforms_N: np.ndarray) -> Drawn
     token, with the logprob of temperature 1.
 
     Args:
-        logits_NV: float32, [N, V]; scaled in place.
+        logits_NV: float32, [N, V]; holds the tempered probabilities afterwards.
         settings: of the N sequences.
         uniforms_N: float64 in [0, 1), one a sequence; the inverse of the cumulated distribution is
             taken there, in the order of the vocabulary.
     """
     device = logits_NV.device
     is_greedy = settings.temperature == 0
+    is_cut = ~is_greedy & ((settings.top_k > 0) | (settings.top_p < 1))
     temperature = np.where(is_greedy, 1.0, settings.temperature)
     if (temperature != 1).any():
         logits_NV.div_(torch.from_numpy(temperature.astype(np.float32)).to(device)[:, None])
-    logprobs_NV = torch.log_softmax(logits_NV, -1)
-    is_cut = ~is_greedy & ((settings.top_k > 0) | (settings.top_p < 1))
     tokens_N = torch.empty(len(is_greedy), dtype=torch.int64, device=device)
-    for kind, chosen in (("greedy", is_greedy), ("plain", ~is_greedy & ~is_cut), ("cut", is_cut)):
-        rows = np.flatnonzero(chosen)
-        if not len(rows):
+    if is_greedy.any():
+        index, logits_MV = _select(logits_NV, is_greedy)
+        tokens_N[index] = logits_MV.argmax(-1)
+    p_NV = torch.softmax(logits_NV, -1, out=logits_NV)
+    for is_chosen in (~is_greedy & ~is_cut, is_cut):
+        if not is_chosen.any():
             continue
-        index = torch.from_numpy(rows).to(device)
-        logprobs_MV = logprobs_NV if len(rows) == len(chosen) else logprobs_NV[index]
-        if kind == "greedy":
-            tokens_N[index] = logprobs_MV.argmax(-1)
-            continue
-        targets_M = torch.from_numpy(uniforms_N[rows]).to(device)
-        lowest_M = None
-        if kind == "cut":
-            lowest_M = _lowest_kept(logprobs_MV, settings.top_k[rows], settings.top_p[rows])
-        tokens_N[index] = _invert(logprobs_MV, lowest_M, targets_M)
-    logprobs_N = logprobs_NV.gather(1, tokens_N[:, None])[:, 0]
+        index, p_MV = _select(p_NV, is_chosen)
+        if is_chosen is is_cut:
+            lowest_M = _lowest_kept(p_MV, settings.top_k[is_cut], settings.top_p[is_cut])
+            p_MV = p_MV.masked_fill(p_MV < lowest_M[:, None], 0.0)
+        tokens_N[index] = _invert(p_MV, torch.from_numpy(uniforms_N[is_chosen]).to(device))
+    logprobs_N = p_NV.gather(1, tokens_N[:, None])[:, 0].log_()
     return Drawn(tokens_N.cpu().numpy(), logprobs_N.cpu().numpy())
 
 
-def _invert(logprobs_MV: Tensor, lowest_M: Tensor | None, uniforms_M: Tensor) -> Tensor:
+def _select(x_NV: Tensor, is_chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The index of some rows and these rows, copied unless they are all."""
+    index = torch.from_numpy(np.flatnonzero(is_chosen)).to(x_NV.device)
+    return index, x_NV if is_chosen.all() else x_NV.index_select(0, index)
+
+
+def _invert(p_MV: Tensor, uniforms_M: Tensor) -> Tensor:
     """Return the first token at which the cumulated probability exceeds the uniform's share.
 
     Two levels, so that only block sums and one block a row are cumulated in float64.
     """
-    M, V = logprobs_MV.shape
-    num_blocks = -(-V // _BLOCK)
-    p_MV = logprobs_MV.new_zeros(M, num_blocks * _BLOCK)
-    torch.exp(logprobs_MV, out=p_MV[:, :V])
-    if lowest_M is not None:
-        p_MV[:, :V].masked_fill_(logprobs_MV < lowest_M[:, None], 0.0)
-    p_MCB = p_MV.view(M, num_blocks, _BLOCK)
+    M, V = p_MV.shape
+    if V % _BLOCK:
+        p_MV = F.pad(p_MV, (0, -V % _BLOCK))
+    p_MCB = p_MV.view(M, -1, _BLOCK)
     ends_MC = p_MCB.sum(-1).double().cumsum(-1)
     targets_M = uniforms_M * ends_MC[:, -1]
     block_M = _first_above(ends_MC, targets_M)
@@ -142,29 +144,49 @@ def _first_above(ends_MC: Tensor, targets_M: Tensor) -> Tensor:
     return torch.minimum(first_M, (ends_MC < ends_MC[:, -1:]).sum(-1))
 
 
-def _lowest_kept(logprobs_MV: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor:
-    """Return the logprob of the least likely token that top_k and top_p keep, for each row.
-
-    Only as many candidates are sorted as are needed to reach every row's share.
-    """
-    V = logprobs_MV.shape[1]
+def _lowest_kept(p_MV: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor:
+    """Return the probability of the least likely token that top_k and top_p keep, for each row."""
+    V = p_MV.shape[1]
     top_k = np.where(top_k > 0, np.minimum(top_k, V), V)
-    limited = top_k[top_k < V]
-    num_candidates = max(_FIRST_CANDIDATES, int(limited.max(initial=1)))
-    k_M1 = torch.from_numpy(top_k).to(logprobs_MV.device)[:, None]
-    p_M1 = torch.from_numpy(top_p).to(logprobs_MV.device)[:, None]
-    while True:
-        num_candidates = min(num_candidates, V)
-        values_MC = logprobs_MV.topk(num_candidates, -1).values
-        ranks_C = torch.arange(num_candidates, device=values_MC.device)
-        mass_MC = values_MC.double().exp().masked_fill_(ranks_C >= k_M1, 0.0)
-        ends_MC = mass_MC.cumsum(-1)
-        total_M1 = torch.where(k_M1 < V, ends_MC[:, -1:], 1.0)
-        is_kept = (ends_MC - mass_MC < p_M1 * total_M1) & (ranks_C < k_M1)
-        is_short = is_kept[:, -1:] & (k_M1 > num_candidates)
-        if num_candidates == V or not bool(is_short.any()):
-            return values_MC.gather(1, (is_kept.sum(-1, keepdim=True) - 1).clamp_(min=0))[:, 0]
-        num_candidates *= 8
+    num_candidates = min(V, max(_CANDIDATES, int(top_k[top_k < V].max(initial=1))))
+    k_M1 = torch.from_numpy(top_k).to(p_MV.device)[:, None]
+    share_M1 = torch.from_numpy(top_p).to(p_MV.device)[:, None]
+    values_MC = p_MV.topk(num_candidates, -1).values
+    ranks_C = torch.arange(num_candidates, device=p_MV.device)
+    mass_MC = values_MC.double().masked_fill_(ranks_C >= k_M1, 0.0)
+    ends_MC = mass_MC.cumsum(-1)
+    total_M1 = torch.where(k_M1 < V, ends_MC[:, -1:], 1.0)
+    is_kept = (ends_MC - mass_MC < share_M1 * total_M1) & (ranks_C < k_M1)
+    lowest_M = values_MC.gather(1, (is_kept.sum(-1, keepdim=True) - 1).clamp_(min=0))[:, 0]
+    is_wide_M = (ends_MC[:, -1:] < share_M1)[:, 0] & (k_M1 > num_candidates)[:, 0]
+    if num_candidates < V and bool(is_wide_M.any()):
+        wide = is_wide_M.nonzero()[:, 0]
+        lowest_M[wide] = _reach(p_MV.index_select(0, wide), share_M1[wide])
+    return lowest_M
+
+
+def _reach(p_MV: Tensor, share_M1: Tensor) -> Tensor:
+    """Return the largest bound such that the probabilities from it on sum up to the share.
+
+    Without sorting: the bits of a float in [0, 1] order like the float, so two histograms find it,
+    over the upper half of its bits and then over the lower half of those that agree.
+    """
+    bits_MV = p_MV.view(torch.int32)
+    high_MV = bits_MV >> _HALF_BITS
+    mass_MV = p_MV.double()
+    high_M1, left_M1 = _reach_bin(high_MV, mass_MV, share_M1)
+    mass_MV.masked_fill_(high_MV != high_M1, 0.0)
+    low_M1, _ = _reach_bin(bits_MV & (1 << _HALF_BITS) - 1, mass_MV, left_M1)
+    return (high_M1 << _HALF_BITS | low_M1).int().view(torch.float32)[:, 0]
+
+
+def _reach_bin(bins_MV: Tensor, mass_MV: Tensor, share_M1: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the highest bin that, with all above it, has the share, and the share left for it."""
+    sums_MB = mass_MV.new_zeros(len(bins_MV), 1 << _HALF_BITS)
+    sums_MB.scatter_add_(1, bins_MV.long(), mass_MV)
+    from_MB = sums_MB.flip(1).cumsum(1).flip(1)
+    bin_M1 = ((from_MB >= share_M1).sum(1, keepdim=True) - 1).clamp_(min=0)
+    return bin_M1, share_M1 - (from_MB - sums_MB).gather(1, bin_M1)
 
 
 def _mix(z: int) -> int:
