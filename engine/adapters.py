@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..client.errors import BadRequest, Busy
 from ..client.limits import limit
+from ..kernels.plan import rank_bucket
 from .arena import Blocks
 from .config import Site
 from .targets import NOTHING, PORTIONS, Targets, layout_of, targets_of
@@ -320,6 +322,12 @@ class AdapterStore:
         self.discard(run)
 
     # --- memory
+
+    def batch_bytes(self, version: WeightsVersion) -> int:
+        """What one unit with these weights takes in a train batch: padded weights and gradient."""
+        bucket = int(rank_bucket(np.array([version.rank]))[0])
+        elements = self.layout.block_size(bucket, version.targets) * self.layout.granule
+        return elements * (self.dtype.itemsize + 4)
 
     def flat(self, run: Run, plane: int, portion: Targets | None = None) -> Tensor:
         """A run's part of a plane of the state arena, [elements]; of some families or all."""

@@ -80,7 +80,12 @@ def step(store: AdapterStore, due: Sequence[tuple[Run, AdamParams]]) -> list[Ste
         if 0 < params.grad_clip_norm < norm:
             clips[index] = params.grad_clip_norm / norm
     if ready:
-        _apply(store, ready, clips)
+        try:
+            _apply(store, ready, clips)
+        except BaseException:
+            for one in ready.values():
+                store.forget(one.run, one.version)
+            raise
         masters = [store.flat(one.run, MASTER) for one in ready.values()]
         for index, norm in zip(ready, store.norms(masters), strict=True):
             result = results[index]

@@ -16,7 +16,7 @@ WIDE_PADDING = 128  # elements; a row of 4096 and more may lose 3 % for a larger
 WIDE = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """The layout of adapters over the sites of one model.
 

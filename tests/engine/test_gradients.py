@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lora_helpers import gradient_matrices, make_run
+from lora_helpers import CountOps, gradient_matrices, make_run
 from peft import LoraConfig, PeftModel, get_peft_model
 from random_models import save_random_model
 from torch import Tensor
@@ -47,7 +47,11 @@ def random_sequences(rng: np.random.Generator, *lengths: int) -> list[list[int]]
 
 
 def train_step(
-    model: Decoder, store: AdapterStore, tenants: list[Tenant], weights_T: np.ndarray
+    model: Decoder,
+    store: AdapterStore,
+    tenants: list[Tenant],
+    weights_T: np.ndarray,
+    chunk_rows: int = 32,
 ) -> Tensor:
     """One fused forward_backward of cross-entropy; the stages are committed."""
     tokens = [np.array(s, np.int64) for tenant in tenants for s in tenant.sequences]
@@ -70,7 +74,7 @@ def train_step(
         PackedAttention(np.cumsum([0, *lengths])),
         linears,
     )
-    head = Head(model.head, len(model.sites) - 1, chunk_rows=32)
+    head = Head(model.head, len(model.sites) - 1, chunk_rows=chunk_rows)
     logprobs_T, _, dhidden_TD = head.forward_backward(hidden_TD.detach(), losses, linears)
     torch.autograd.backward(hidden_TD, dhidden_TD)
     linears.flush()
@@ -147,3 +151,27 @@ def test_every_site_equals_peft_for_mixed_ranks_in_one_batch(tmp_path: Path, kin
             error = float((found - expected).norm() / expected.norm())
             assert error < 1e-4, f"rank {tenant.run.rank}, {name}: {error}"
         base = peft_model.unload()
+
+
+def test_no_operation_count_depends_on_the_number_of_tenants(tmp_path: Path) -> None:
+    save_random_model(tmp_path)
+    model = Decoder.load(tmp_path)
+    counts = []
+    for num_tenants in (1, 16):
+        store = AdapterStore(
+            model.sites,
+            device="cpu",
+            dtype=torch.float32,
+            state_bytes=8 << 20,
+            weights_bytes=4 << 20,
+        )
+        each = 16 // num_tenants
+        rng = np.random.default_rng(0)
+        tenants = [
+            Tenant(make_run(store, 8, seed=index), random_sequences(rng, *[16] * each))
+            for index in range(num_tenants)
+        ]
+        with CountOps() as ops:
+            train_step(model, store, tenants, np.ones(256, np.float32), chunk_rows=256)
+        counts.append(ops.counts)
+    assert counts[0] == counts[1]

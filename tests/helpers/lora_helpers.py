@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from weft.engine.adapters import MASTER, AdapterStore, Run
 from weft.engine.config import Site
@@ -112,3 +113,36 @@ def gradient_matrices(store: AdapterStore, run: Run) -> dict[str, Tensor]:
     tensors, _ = store.export_state(run)
     store.flat(run, MASTER).copy_(saved)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("moment")}
+
+
+class CountOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that run a kernel, by name; views and detached aliases are free."""
+
+    FREE = frozenset(
+        [
+            "alias",
+            "as_strided",
+            "detach",
+            "expand",
+            "select",
+            "slice",
+            "split",
+            "split_with_sizes",
+            "t",
+            "transpose",
+            "unbind",
+            "unsqueeze",
+            "view",
+            "_unsafe_view",
+        ]
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func._schema.name
+        if name.removeprefix("aten::") not in self.FREE:
+            self.counts[name] = self.counts.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
