@@ -59,8 +59,8 @@ class Accepting:
             self._again(session, work, message, header)
             return
         if log.is_used(header.seq):
-            detail = f"number {header.seq} of the run is used up, and its result is not kept"
-            raise BadRequest(detail, "result_expired")
+            detail = f"number {header.seq} of the run is used up, and its answer is not kept"
+            raise BadRequest(detail, log.fate(header.seq))
         if run.code:
             raise WeftError(run.detail, run.code)
         self._refuse_when_stopping()

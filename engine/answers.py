@@ -108,9 +108,9 @@ class Answers:
         for other, request_id in work.also:
             other.requests.pop(request_id, None)
         work.state = State.FORGOTTEN
-        work.answer = ()
         if work.run is not None:
-            work.run.log.forget(work)
+            work.run.log.forget(work, work.code)
+        work.answer = ()
 
     @property
     def has_unpersisted(self) -> bool:

@@ -108,7 +108,7 @@ class BrokerCore:
         self._accepting = Accepting(self._books, self._answers, self._outcomes, self._dispatcher)
         self._queries = Queries(self._books)
         self._stop_by = 0.0
-        self._is_finished = False
+        self.is_finished = False
         self._on_event: dict[type, Callable[[Any], None]] = {
             ClientMessage: self._client_message,
             WorkerMessage: self._worker_message,
@@ -146,7 +146,7 @@ class BrokerCore:
         ready = self._outcomes.ready
         while ready:
             self._dispatcher.submit(ready.popleft())
-        if books.is_stopping and not self._is_finished:
+        if books.is_stopping and not self.is_finished:
             self._finish_when_idle()
         actions, books.actions = books.actions, []
         return actions
@@ -375,7 +375,7 @@ class BrokerCore:
         is_late = books.now >= self._stop_by
         if not is_late and (busy or self._answers.has_unpersisted):
             return
-        self._is_finished = True
+        self.is_finished = True
         for worker in list(books.workers):
             books.actions.append(ToWorker(worker.peer, Stop()))
             self._dispatcher.abandon(worker, "stopping", "the server is shutting down")

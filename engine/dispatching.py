@@ -42,11 +42,11 @@ class Dispatcher:
                 self._wait(work)
                 return
             self._assign(work, worker)
-        elif holder is not None and holder.worker is not None:
-            worker = holder.worker
         elif isinstance(holder, Sampler) and holder.phase is Phase.OPENING:
             holder.waiting.append(work)
             return
+        elif holder is not None and holder.worker is not None:
+            worker = holder.worker
         else:
             self._outcomes.failed(work, "run_lost", "the worker that held it is gone")
             return

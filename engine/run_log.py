@@ -6,20 +6,25 @@ that nothing can wedge a run.
 """
 
 from bisect import insort
+from collections import deque
 
 from .work import State, Work
+
+MAX_FATES = 1024
 
 
 class RunLog:
     """Commands by number, and the ranges of numbers that were given up ahead of their turn."""
 
-    __slots__ = ("_voids", "commands", "next_seq", "num_held")
+    __slots__ = ("_fates", "_voids", "commands", "next_seq", "num_held")
 
     def __init__(self) -> None:
         self.next_seq = 0
         self.commands: dict[int, Work] = {}  # all that are remembered
         self.num_held = 0
-        self._voids: list[tuple[int, int]] = []  # first and last, sorted, apart, not below next_seq
+        self._voids: list[tuple[int, int]] = []  # first and last, sorted, apart
+        # Ranges used up without effect, and the error code of each; the latest ones.
+        self._fates: deque[tuple[int, int, str]] = deque(maxlen=MAX_FATES)
 
     @property
     def num_voids(self) -> int:
@@ -31,6 +36,11 @@ class RunLog:
         if seq < self.next_seq:
             return True
         return bool(self._voids) and any(first <= seq <= last for first, last in self._voids)
+
+    def fate(self, seq: int) -> str:
+        """Why a number that is used up has no answer any more, as an error code."""
+        fates = (code for first, last, code in self._fates if first <= seq <= last)
+        return next(fates, "cancelled" if seq >= self.next_seq else "result_expired")
 
     def add(self, work: Work) -> None:
         """Enter a command under its number, which was free."""
@@ -55,7 +65,7 @@ class RunLog:
                     taken.append(work)
                 self.next_seq += 1
             elif self._voids and self._voids[0][0] <= self.next_seq:
-                self.next_seq = max(self.next_seq, self._voids.pop(0)[1] + 1)
+                self._skip()
             else:
                 return taken
 
@@ -74,9 +84,13 @@ class RunLog:
             self._merge()
         return broken
 
-    def forget(self, work: Work) -> None:
-        """Remember a finished command no longer; its number stays used up."""
-        if self.commands.pop(work.seq, None) is not None and work.seq >= self.next_seq:
+    def forget(self, work: Work, code: str) -> None:
+        """Remember no more of a finished command than that it failed with `code`, if it did."""
+        if self.commands.pop(work.seq, None) is None:
+            return
+        if code:
+            self._fates.append((work.seq, work.seq, code))
+        if work.seq >= self.next_seq:
             self.void(work.seq, work.seq)
 
     def restart(self) -> None:
@@ -85,11 +99,14 @@ class RunLog:
         del self.commands[0]
 
     def use_up(self) -> None:
-        """Use up every number seen so far, and all below."""
+        """Use up every number seen so far, and all below: their session has ended."""
+        first = self.next_seq
         ends = [seq for seq in self.commands if seq >= self.next_seq]
         ends += [last for _, last in self._voids]
         self.next_seq = max([self.next_seq - 1, *ends]) + 1
         self._voids.clear()
+        if self.next_seq > first:
+            self._fates.append((first, self.next_seq - 1, "session_expired"))
 
     def held(self) -> list[Work]:
         """The commands that wait for parts or for lower numbers."""
@@ -101,8 +118,18 @@ class RunLog:
         assert self.num_held == len(held)
         assert all(work.seq >= self.next_seq for work in held)
         assert self._voids == sorted(self._voids)
-        assert all(self.next_seq <= first <= last for first, last in self._voids)
+        assert all(first <= last >= self.next_seq for first, last in self._voids)
         assert all(seq == work.seq for seq, work in self.commands.items())
+
+    def _skip(self) -> None:
+        """Pass over the first voided range, as far as no command came under its numbers."""
+        _, last = self._voids.pop(0)
+        taken = [seq for seq in self.commands if self.next_seq <= seq <= last]
+        first, self.next_seq = self.next_seq, min(taken, default=max(self.next_seq, last + 1))
+        if self.next_seq > first:
+            self._fates.append((first, self.next_seq - 1, "cancelled"))
+        if self.next_seq <= last:
+            self._voids.insert(0, (self.next_seq, last))
 
     def _merge(self) -> None:
         merged: list[tuple[int, int]] = []

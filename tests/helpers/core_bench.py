@@ -1,0 +1,264 @@
+"""Drives a `BrokerCore` by hand: a clock, a journal that is never behind, and short messages."""
+
+from typing import Any
+
+from weft.client import wire
+from weft.client.messages import (
+    CreateRun,
+    CreateSampler,
+    Dispatch,
+    Done,
+    Failed,
+    ForwardBackward,
+    Header,
+    Hello,
+    ModelCard,
+    OptimStep,
+    Reply,
+    Request,
+    Sample,
+    SaveForSampler,
+    SaveState,
+    WorkerHello,
+    WorkerReady,
+)
+from weft.engine.broker_config import BrokerConfig
+from weft.engine.broker_core import BrokerCore
+from weft.engine.broker_events import (
+    Action,
+    ClientMessage,
+    Event,
+    Persist,
+    Persisted,
+    Tick,
+    ToClient,
+    ToWorker,
+    WorkerMessage,
+)
+
+SESSION = "a" * 32
+OTHER = "b" * 32
+RUN = f"{SESSION}:train:0"
+SAMPLER = f"{SESSION}:sample:0"
+LANE = f"local/{SESSION}"
+CLIENT = b"client"
+WORKER = b"worker"
+CARD = ModelCard(name="tiny", aliases=["org/tiny"], vocab_size=100, max_context=64, max_rank=16)
+
+
+class CoreBench:
+    """A core, its time, and what it was last told to dispatch."""
+
+    def __init__(self, *, persists: bool = True, **settings: Any) -> None:
+        keys = {name: settings.pop(name) for name in ("secret", "tenant_of") if name in settings}
+        self.core = BrokerCore(BrokerConfig(**settings), server="weft test", **keys)
+        self.now = 1000.0
+        self.persists = persists  # Persist is answered at once, and not shown
+        self.dispatches: list[tuple[Dispatch, Header]] = []
+
+    def handle(self, event: Event) -> list[Action]:
+        """Let the core take an event, and its own Persists."""
+        actions = self._note(self.core.handle(event, self.now))
+        if not self.persists:
+            return actions
+        shown: list[Action] = []
+        while actions:
+            numbers = [action.number for action in actions if isinstance(action, Persist)]
+            shown += [action for action in actions if not isinstance(action, Persist)]
+            actions = []
+            if numbers:
+                actions = self._note(self.core.handle(Persisted(numbers[-1]), self.now))
+        self.core.check_integrity()
+        return shown
+
+    def say(self, header: Header, *payload: bytes, peer: bytes = CLIENT) -> list[Action]:
+        """A client sends a message."""
+        return self.handle(ClientMessage(peer, header, message(header, *payload)))
+
+    def work(self, header: Header, *frames: bytes, peer: bytes = WORKER) -> list[Action]:
+        """A worker sends a message."""
+        return self.handle(WorkerMessage(peer, header, frames))
+
+    def tick(self, seconds: float = 0.0) -> list[Action]:
+        """Time passes."""
+        self.now += seconds
+        return self.handle(Tick())
+
+    def hello(self, session_id: str = SESSION, peer: bytes = CLIENT, api_key: str = "") -> None:
+        """A client connects."""
+        self.say(Hello(versions=[1], session_id=session_id, api_key=api_key), peer=peer)
+
+    def add_worker(
+        self,
+        worker_id: str = "w0",
+        peer: bytes = WORKER,
+        card: ModelCard = CARD,
+        train_credit: int = 1_000_000,
+        sample_credit: int = 1_000_000,
+    ) -> list[Action]:
+        """A worker connects and is ready."""
+        self.work(WorkerHello(versions=[1], worker_id=worker_id, secret="", pid=1), peer=peer)
+        ready = WorkerReady(model=card, train_credit=train_credit, sample_credit=sample_credit)
+        return self.work(ready, peer=peer)
+
+    def finish(self, index: int = -1, peer: bytes = WORKER, **result: Any) -> list[Action]:
+        """The worker answers one of its dispatches, the last unless said otherwise."""
+        dispatch, request = self.dispatches[index]
+        assert isinstance(request, Request)
+        reply = wire.encode(Reply(request_id=request.request_id, result=result))
+        done = Done(dispatch_id=dispatch.dispatch_id, lease_epoch=dispatch.lease_epoch)
+        return self.work(done, reply, peer=peer)
+
+    def fail(self, code: str, index: int = -1, peer: bytes = WORKER) -> list[Action]:
+        """The worker fails one of its dispatches."""
+        dispatch, _ = self.dispatches[index]
+        failed = Failed(
+            dispatch_id=dispatch.dispatch_id,
+            lease_epoch=dispatch.lease_epoch,
+            code=code,
+            detail="it failed",
+        )
+        return self.work(failed, peer=peer)
+
+    def open_run(self, session_id: str = SESSION, peer: bytes = CLIENT, request_id: int = 1) -> str:
+        """Create a run, with a ready worker there."""
+        header = create_run(request_id=request_id, run_id=f"{session_id}:train:0")
+        self.say(header, peer=peer)
+        self.finish(rank=4, alpha=32.0, base_model="tiny")
+        return header.run_id
+
+    def _note(self, actions: list[Action]) -> list[Action]:
+        for action in actions:
+            if isinstance(action, ToWorker) and isinstance(action.header, Dispatch):
+                self.dispatches.append((action.header, wire.decode(action.frames[0])))  # type: ignore[arg-type]
+        return actions
+
+
+def ready_bench(**settings: Any) -> CoreBench:
+    """A bench with a connected client, a ready worker and an open run."""
+    bench = CoreBench(**settings)
+    bench.hello()
+    bench.add_worker()
+    bench.open_run()
+    return bench
+
+
+def message(header: Header, *payload: bytes) -> list[bytes]:
+    """The frames of a message."""
+    return [wire.encode(header), *payload]
+
+
+def dispatched(actions: list[Action]) -> list[tuple[str, int]]:
+    """Kind and sequence number (or request id) of what was sent to workers."""
+    found = []
+    for action in actions:
+        if isinstance(action, ToWorker) and isinstance(action.header, Dispatch):
+            header: Any = wire.decode(action.frames[0])  # type: ignore[arg-type]
+            found.append((header.kind, getattr(header, "seq", header.request_id)))
+    return found
+
+
+def told(actions: list[Action], peer: bytes = CLIENT) -> list[tuple[int, str]]:
+    """Request id and code ("" for a success) of the answers sent to a client."""
+    found = []
+    for action in actions:
+        if isinstance(action, ToClient) and action.peer == peer:
+            header: Any = action.header or wire.decode(action.frames[0])  # type: ignore[arg-type]
+            found.append((getattr(header, "request_id", 0), getattr(header, "code", "")))
+    return found
+
+
+def create_run(request_id: int = 1, run_id: str = RUN, **fields: Any) -> CreateRun:
+    given: dict[str, Any] = {
+        "base_model": "tiny",
+        "rank": 4,
+        "alpha": 32.0,
+        "seed": 1,
+        "train_attn": True,
+        "train_mlp": True,
+        "train_unembed": False,
+        "seq": 0,
+        "digest": digest("create"),
+    }
+    return CreateRun(request_id=request_id, run_id=run_id, **given | fields)
+
+
+def forward_backward(seq: int, *, part: int = 0, num_parts: int = 1, **fields: Any) -> Any:
+    given: dict[str, Any] = {
+        "request_id": 10 + seq,
+        "run_id": RUN,
+        "digest": digest(f"fb{seq}.{part}"),
+        "num_datums": 1,
+        "num_tokens": 8,
+        "loss_fn": "cross_entropy",
+        "loss_fn_config": {},
+        "forward_only": False,
+        "arrays": [],
+    }
+    return ForwardBackward(seq=seq, part=part, num_parts=num_parts, **given | fields)
+
+
+def optim_step(seq: int, **fields: Any) -> OptimStep:
+    given: dict[str, Any] = {
+        "request_id": 10 + seq,
+        "run_id": RUN,
+        "digest": digest(f"opt{seq}"),
+        "learning_rate": 1e-4,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "eps": 1e-12,
+        "weight_decay": 0.0,
+        "grad_clip_norm": 0.0,
+    }
+    return OptimStep(seq=seq, **given | fields)
+
+
+def save_state(seq: int, name: str = "state", **fields: Any) -> SaveState:
+    given: dict[str, Any] = {
+        "request_id": 10 + seq,
+        "run_id": RUN,
+        "digest": digest(f"save{seq}"),
+    }
+    return SaveState(seq=seq, name=name, **given | fields)
+
+
+def save_for_sampler(seq: int, **fields: Any) -> SaveForSampler:
+    given: dict[str, Any] = {
+        "request_id": 10 + seq,
+        "run_id": RUN,
+        "digest": digest(f"freeze{seq}"),
+        "sampler_id": SAMPLER,
+    }
+    return SaveForSampler(seq=seq, **given | fields)
+
+
+def create_sampler(request_id: int, **fields: Any) -> CreateSampler:
+    given: dict[str, Any] = {"sampler_id": SAMPLER} | fields
+    if "model_path" not in given:
+        given.setdefault("base_model", "tiny")
+    return CreateSampler(request_id=request_id, **given)
+
+
+def sample(request_id: int, **fields: Any) -> Sample:
+    given: dict[str, Any] = {
+        "sampler_id": SAMPLER,
+        "digest": digest(f"sample{request_id}"),
+        "num_tokens": 4,
+        "num_samples": 1,
+        "max_tokens": 5,
+        "temperature": 1.0,
+        "top_k": -1,
+        "top_p": 1.0,
+        "seed": 1,
+        "stop_tokens": [],
+        "stop_strings": [],
+        "default_stop": True,
+        "prompt_logprobs": False,
+        "arrays": [],
+    }
+    return Sample(request_id=request_id, **given | fields)
+
+
+def digest(text: str) -> bytes:
+    """16 bytes that tell payloads apart."""
+    return text.encode().ljust(16, b".")
