@@ -88,7 +88,6 @@ class RunTable:
     def sample_request(self, work: SampleWork) -> SampleRequest:
         """What the generator needs to know of a sample request; raises NotFound."""
         header = work.header
-        room = self.context_tokens - len(work.tokens)
         stops = set(header.stop_tokens)
         if header.default_stop:
             stops.update(self.eos_token_ids)
@@ -96,7 +95,7 @@ class RunTable:
             key=work.origin.dispatch_id,
             tokens=work.tokens,
             num_samples=header.num_samples,
-            max_tokens=room if header.max_tokens < 0 else header.max_tokens,
+            max_tokens=header.max_tokens,
             temperature=header.temperature,
             top_k=header.top_k,
             top_p=header.top_p,
