@@ -24,5 +24,5 @@ for step in range(60):
             }
             data.append(Datum(ModelInput.from_ints(prompt + tokens[:-1]), loss_inputs))
     training.forward_backward(data, "importance_sampling")
-    training.optim_step(AdamParams(learning_rate=1e-3)).result()
+    training.optim_step(AdamParams(learning_rate=5e-4)).result()
     print(f"step {step}: {num_right} of 128 answers right")
