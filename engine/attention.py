@@ -50,6 +50,8 @@ class PackedAttention:
 
     def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
         """See `Attention.attend`; `layer` does not matter here."""
+        if not self._classes:
+            return torch.zeros_like(q_THK)
         num_heads, num_kv_heads = q_THK.shape[1], k_TGK.shape[1]
         layout = self._layout(num_kv_heads, num_heads // num_kv_heads)
         kv_layout = self._layout(num_kv_heads, 1)
@@ -149,7 +151,7 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layout: _Layout, like_THK: Tensor, *x_CMK: Tensor) -> Tensor:
         ctx.layout = layout
-        return _to_rows(x_CMK, layout, like_THK.shape) if x_CMK else torch.zeros_like(like_THK)
+        return _to_rows(x_CMK, layout, like_THK.shape)
 
     @staticmethod
     def backward(ctx: Any, dx_THK: Tensor) -> tuple[Tensor | None, ...]:

@@ -4,7 +4,6 @@ In one call B sequences of length L stand as C = B * G key heads, each with its 
 rows, token by token; R query heads share a key head; K head width.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,16 +56,19 @@ class _Blocked(torch.autograd.Function):
     def backward(ctx: Any, dout_CMK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_CMK, k_CLK, v_CLK, *kept = ctx.saved_tensors
         dq_CMK, dk_CLK, dv_CLK = (torch.empty_like(x) for x in (q_CMK, k_CLK, v_CLK))
-        dk_CLK.zero_(), dv_CLK.zero_()
-        for index, block in enumerate(_blocks(q_CMK, k_CLK)):
-            weights = kept[index] if kept else _weights(q_CMK, k_CLK, block)
+        scale, is_first = q_CMK.shape[-1] ** -0.5, True
+        # The last block sees every key: it goes first, and the others add to what it wrote.
+        for block in reversed(_blocks(q_CMK, k_CLK)):
+            weights = kept.pop() if kept else _weights(q_CMK, k_CLK, block)
             seen, dout = slice(block.stop), dout_CMK[:, block.rows]
-            dv_CLK[:, seen] += _product(weights.transpose(1, 2), dout)
-            dscores = torch._softmax_backward_data(
-                _product(dout, v_CLK[:, seen].transpose(1, 2)), weights, -1, weights.dtype
-            ).mul_(q_CMK.shape[-1] ** -0.5)
+            _product(weights.transpose(1, 2), dout, dv_CLK[:, seen], not is_first)
+            dweights = _product(dout, v_CLK[:, seen].transpose(1, 2))
+            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            dscores.mul_(scale)
             _product(dscores, k_CLK[:, seen], dq_CMK[:, block.rows])
-            dk_CLK[:, seen] += _product(dscores.transpose(1, 2), q_CMK[:, block.rows])
+            rows = q_CMK[:, block.rows]
+            _product(dscores.transpose(1, 2), rows, dk_CLK[:, seen], not is_first)
+            is_first = False
         return dq_CMK, dk_CLK, dv_CLK
 
 
@@ -81,11 +83,11 @@ class _Block:
         return slice(self.start * self.repeats, self.stop * self.repeats)
 
 
-def _blocks(q_CMK: Tensor, k_CLK: Tensor) -> Iterator[_Block]:
+def _blocks(q_CMK: Tensor, k_CLK: Tensor) -> list[_Block]:
     length = k_CLK.shape[1]
     size = 64 if length <= 128 else 128
-    for start in range(0, length, size):
-        yield _Block(start, min(start + size, length), q_CMK.shape[1] // length)
+    repeats = q_CMK.shape[1] // length
+    return [_Block(start, min(start + size, length), repeats) for start in range(0, length, size)]
 
 
 def _weights(q_CMK: Tensor, k_CLK: Tensor, block: _Block) -> Tensor:
@@ -98,13 +100,16 @@ def _weights(q_CMK: Tensor, k_CLK: Tensor, block: _Block) -> Tensor:
     return torch.softmax(scores, dim=-1)
 
 
-def _product(a_CXY: Tensor, b_CYZ: Tensor, out: Tensor | None = None) -> Tensor:
+def _product(
+    a_CXY: Tensor, b_CYZ: Tensor, out: Tensor | None = None, accumulate: bool = False
+) -> Tensor:
     """Batched a @ b; large float32 products go one by one to oneDNN, see `can_use_onednn`."""
     (count, num_rows, inner), num_columns = a_CXY.shape, b_CYZ.shape[2]
-    if num_rows * inner * num_columns < _MIN_ONEDNN or not can_use_onednn(a_CXY):
-        return torch.bmm(a_CXY, b_CYZ) if out is None else out.copy_(torch.bmm(a_CXY, b_CYZ))
     if out is None:
         out = a_CXY.new_empty(count, num_rows, num_columns)
+    if num_rows * inner * num_columns < _MIN_ONEDNN or not can_use_onednn(a_CXY):
+        return torch.baddbmm(out, a_CXY, b_CYZ, beta=int(accumulate), out=out)
     for a, b, result in zip(a_CXY.unbind(), b_CYZ.unbind(), out.unbind(), strict=True):
-        result.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+        y = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+        result.add_(y) if accumulate else result.copy_(y)
     return out

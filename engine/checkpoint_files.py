@@ -117,11 +117,11 @@ def _files(path: Path) -> list[Path]:
         raise NotFound(f"{path} holds neither {_SINGLE} nor {_INDEX}")
     try:
         index = json.loads((path / _INDEX).read_bytes())
-        names = sorted(set(index["weight_map"].values()))
+        names = sorted(set(index["weight_map"].values()), key=str)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRequest(f"{path / _INDEX} is not an index of safetensors: {error!r}") from error
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise BadRequest(f"{path / _INDEX} names {name!r}, which is not a file beside it")
     return [path / name for name in names]
 

@@ -57,5 +57,6 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_TF: Tensor) -> tuple[Tensor, Tensor]:
         gate_TF, up_TF = ctx.saved_tensors
-        dgate_TF = torch.ops.aten.silu_backward(dy_TF * up_TF, gate_TF)
+        dgate_TF = dy_TF * up_TF
+        torch.ops.aten.silu_backward.grad_input(dgate_TF, gate_TF, grad_input=dgate_TF)
         return dgate_TF, functional.silu(gate_TF).mul_(dy_TF)

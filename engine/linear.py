@@ -75,8 +75,9 @@ class DenseLinear:
             return self._linear(x, weight, bias)
         if out is None:
             out = x.new_empty(num_rows, weight.shape[0])
-        for start in range(0, num_rows, tile or num_rows):
-            rows = slice(start, start + (tile or num_rows))
+        step = tile or max(num_rows, 1)
+        for start in range(0, num_rows, step):
+            rows = slice(start, start + step)
             self._linear_into(out[rows], x[rows], weight, bias, accumulate)
         return out
 

@@ -1,0 +1,86 @@
+"""RMSNorm and SwiGLU against plain formulas, and rows that depend on themselves alone."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from weft.engine.layers import rms_norm, swiglu
+
+DTYPES = [torch.float32, torch.bfloat16]
+# float32: another order of sums; bfloat16: the result has 8 bits.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.detach().double() - expected.detach()).norm() / expected.detach().norm())
+
+
+def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(7, 48), (5, 3, 16), (1, 33)])
+def test_rms_norm_and_its_gradient_follow_the_formula(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    x, weight = random(*shape, dtype=dtype).requires_grad_(), random(shape[-1], dtype=dtype, seed=1)
+    dy = random(*shape, dtype=dtype, seed=2)
+    oracle = x.detach().double().requires_grad_()
+
+    y = rms_norm(x, weight, 1e-2)
+    expected = plain_norm(oracle, weight.double(), 1e-2)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    (expected_dx,) = torch.autograd.grad(expected, oracle, dy.double())
+
+    assert y.dtype == dtype
+    assert error(y, expected) < TOLERANCE[dtype]
+    assert error(dx, expected_dx) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swiglu_and_its_gradients_follow_the_formula(dtype: torch.dtype) -> None:
+    gate, up, dy = (random(7, 48, dtype=dtype, seed=seed) for seed in range(3))
+    oracle_gate, oracle_up = (x.double().requires_grad_() for x in (gate, up))
+
+    y = swiglu(gate.requires_grad_(), up.requires_grad_())
+    expected = oracle_gate * oracle_gate.sigmoid() * oracle_up
+    gradients = torch.autograd.grad(y, (gate, up), dy)
+    oracles = torch.autograd.grad(expected, (oracle_gate, oracle_up), dy.double())
+
+    assert error(y, expected) < TOLERANCE[dtype]
+    assert error(gradients[0], oracles[0]) < TOLERANCE[dtype]
+    assert error(gradients[1], oracles[1]) < TOLERANCE[dtype]
+
+
+def test_a_row_has_the_same_bits_among_other_rows_and_no_nan_of_theirs() -> None:
+    row, weight, dy = random(16, 96), random(96, seed=1), random(16, 96, seed=2)
+    norm_alone, gate_alone = norm_bits(row, weight, dy), gate_bits(row, dy)
+
+    for start in (0, 5, 32):
+        crowd = torch.full((48, 96), float("nan"))
+        crowd_dy = crowd.clone()
+        crowd[start : start + 16], crowd_dy[start : start + 16] = row, dy
+
+        for bits, alone in [
+            (norm_bits(crowd, weight, crowd_dy), norm_alone),
+            (gate_bits(crowd, crowd_dy), gate_alone),
+        ]:
+            for found, expected in zip(bits, alone, strict=True):
+                assert torch.equal(found[start : start + 16], expected)
+
+
+def norm_bits(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    y = rms_norm(x, weight, 1e-6)
+    return y.detach(), torch.autograd.grad(y, x, dy)[0]
+
+
+def gate_bits(gate: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    gate, up = gate.clone().requires_grad_(), gate.flip(-1).requires_grad_()
+    y = swiglu(gate, up)
+    return y.detach(), *torch.autograd.grad(y, (gate, up), dy)
