@@ -35,6 +35,7 @@ from weft.engine.broker_events import (
     ToWorker,
     WorkerMessage,
 )
+from weft.engine.catalog import Checkpoint
 
 SESSION = "a" * 32
 OTHER = "b" * 32
@@ -257,6 +258,23 @@ def sample(request_id: int, **fields: Any) -> Sample:
         "arrays": [],
     }
     return Sample(request_id=request_id, **given | fields)
+
+
+def checkpoint(name: str, **fields: Any) -> Checkpoint:
+    given: dict[str, Any] = {
+        "path": f"weft://{RUN}/weights/{name}",
+        "tenant": "local",
+        "base_model": "tiny",
+        "rank": 4,
+        "alpha": 32.0,
+        "train_attn": True,
+        "train_mlp": True,
+        "train_unembed": False,
+        "step": 3,
+        "size_bytes": 10,
+        "created": 1.0,
+    }
+    return Checkpoint(**given | fields)
 
 
 def digest(text: str) -> bytes:
