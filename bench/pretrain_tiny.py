@@ -1,6 +1,6 @@
 """Pretrain `weft/tiny` from nothing and write it as an ordinary Hugging Face directory.
 
-    OMP_NUM_THREADS=1 python -P bench/pretrain_tiny.py --output /tmp/tiny --stop 1500
+    OMP_NUM_THREADS=1 python bench/pretrain_tiny.py --output /tmp/tiny --stop 1500
 
 made the one that ships, in seven minutes on one core: 53 % of held-out two-digit sums right at
 temperature 1 (n = 600), lists and copies 97 % and more, so that tenants find something to teach.
