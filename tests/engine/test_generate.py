@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lora_helpers import CountOps
 from sampling_helpers import (
     Bench,
     V,
@@ -294,6 +295,25 @@ def test_an_answer_has_the_arrays_of_the_wire(bench: Bench) -> None:
 
 
 # --- sharing and limits
+
+
+def test_operations_of_a_decode_step_do_not_grow_with_sequences_and_adapters(bench: Bench) -> None:
+    versions = [bench.adapter(16, seed) for seed in range(8)]
+    counts = []
+    for num_adapters, per_adapter in ((2, 1), (2, 8), (8, 1), (8, 4)):
+        generator = bench.generator()
+        for number in range(num_adapters * per_adapter):
+            version = versions[number % num_adapters]
+            generator.submit(request(number, prompt_of(9), max_tokens=9, version=version))
+        generator.step()
+        generator.step()
+        with CountOps() as counting:
+            generator.step()
+        counts.append(sum(counting.counts.values()))
+        drain(generator)
+    assert len(set(counts)) == 1, counts
+    for version in versions:
+        bench.store.release(version)
 
 
 def test_samples_without_a_limit_fill_a_small_cache(bench: Bench) -> None:
