@@ -1,12 +1,10 @@
 """Packed attention: every sequence sees itself alone, whatever stands beside it."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+from lora_helpers import CountOps
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from weft.engine.attention import PackedAttention, length_class
 
@@ -107,20 +105,12 @@ def test_a_batch_without_tokens_gives_zeros(num_rows: int) -> None:
 
 
 def test_the_number_of_operations_follows_the_length_classes_alone() -> None:
-    def count(lengths: list[int]) -> int:
-        with CountOperations() as counter:
+    def operations(lengths: list[int]) -> dict[str, int]:
+        with CountOps() as counter:
             run(lengths, random_rows(sum(lengths)))
-        return counter.count
+        return dict(counter.counts)
 
-    assert count([40, 41, 20, 19]) == count([39, 40, 37, 48] * 8 + [20, 19] * 8)
-
-
-class CountOperations(TorchDispatchMode):
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
+    assert operations([40, 41, 20, 19]) == operations([39, 40, 37, 48] * 8 + [20, 19] * 8)
 
 
 def test_length_classes_waste_less_than_half_an_octave() -> None:
