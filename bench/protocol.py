@@ -146,15 +146,15 @@ def _plain(column: Any) -> Any:
     return column.tolist() if isinstance(column, np.ndarray) else column
 
 
-def seconds(function: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """How long a call takes: median and percentiles."""
-    function()
-    taken = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        function()
-        taken.append(time.perf_counter() - begin)
-    return spread(taken)
+def seconds(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Processor time of calls that take turns: one thread works, and others may use the machine."""
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            begin = time.thread_time()
+            function()
+            taken[name].append(time.thread_time() - begin)
+    return {name: values[1:] for name, values in taken.items()}  # the first warms up
 
 
 def measure_wire(kind: str, rounds: int) -> dict[str, float]:
@@ -169,21 +169,32 @@ def measure_wire(kind: str, rounds: int) -> dict[str, float]:
         for tokens, columns in inputs
     )
     sent = sum(len(raw) + sum(map(len, part.frames)) for raw, part in packed)
-    from_arrays = seconds(lambda: pack(inputs, loss_fn), rounds)
-    from_lists = seconds(lambda: pack(lists, loss_fn), rounds)
-    unpacked = seconds(lambda: unpack(packed), rounds)
-    json_arrays = seconds(lambda: dump(inputs), max(2, rounds // 10))
-    json_lists = seconds(lambda: dump(lists), max(2, rounds // 10))
+    taken = seconds(
+        {
+            "arrays": lambda: pack(inputs, loss_fn),
+            "json_arrays": lambda: dump(inputs),
+            "lists": lambda: pack(lists, loss_fn),
+            "json_lists": lambda: dump(lists),
+            "unpack": lambda: unpack(packed),
+        },
+        rounds,
+    )
+    rates = spread([num_bytes / one / 1e9 for one in taken["arrays"]])
     return {
         "bytes_per_token": sent / num_tokens,
         "json_bytes_per_token": len(dump(inputs)) / num_tokens,
-        "pack_gb_s": num_bytes / from_arrays["median"] / 1e9,
-        "pack_gb_s_p20": num_bytes / from_arrays["p80"] / 1e9,
-        "unpack_gb_s": num_bytes / unpacked["median"] / 1e9,
-        "pack_vs_json": json_arrays["median"] / from_arrays["median"],
-        "lists_mtokens_s": num_tokens / from_lists["median"] / 1e6,
-        "lists_vs_json": json_lists["median"] / from_lists["median"],
+        "pack_gb_s": rates["median"],
+        "pack_gb_s_p20": rates["p20"],
+        "pack_gb_s_p80": rates["p80"],
+        "unpack_gb_s": spread([num_bytes / one / 1e9 for one in taken["unpack"]])["median"],
+        "pack_vs_json": _ratio(taken["json_arrays"], taken["arrays"]),
+        "lists_mtokens_s": spread([num_tokens / one / 1e6 for one in taken["lists"]])["median"],
+        "lists_vs_json": _ratio(taken["json_lists"], taken["lists"]),
     }
+
+
+def _ratio(slow: list[float], fast: list[float]) -> float:
+    return spread([one / other for one, other in zip(slow, fast, strict=True)])["median"]
 
 
 # --- broker ---------------------------------------------------------------------------------------
@@ -471,7 +482,7 @@ def main() -> None:
     table = Table("what            ", "figure              ", "value", "goal")
     result: dict[str, Any] = {}
     for kind, goals in WIRE_GOALS.items():
-        result[f"wire_{kind}"] = measure_wire(kind, rounds=20 if is_quick else 60)
+        result[f"wire_{kind}"] = measure_wire(kind, rounds=10 if is_quick else 40)
         print_rows(table, f"wire {kind}", result[f"wire_{kind}"], goals)
     for kind in ("forward_backward", "optim_step"):
         found = measure_broker(kind, rounds=3 if is_quick else 9, count=1000)

@@ -1,6 +1,6 @@
 """Named arrays of a message to raw frames and back.
 
-Values are little-endian. `pack_arrays(..., compact=True)` looks for what need not be sent: targets
+Values are little-endian. `choose_encodings` finds what need not be sent: targets
 that are the shifted input, and values that repeat. `unpack_arrays` trusts nothing: what a header
 declares is compared with the bytes that came before anything is allocated. Arrays of encoding
 "raw" decode to read-only views of the frames; frames that lie unaligned in memory are copied.
@@ -33,41 +33,50 @@ _MAX_FRAMES = limit("frames")
 
 
 def pack_arrays(
-    named: Mapping[str, NumpyArray], *, compact: bool = False
+    named: Mapping[str, NumpyArray], encodings: Mapping[str, str] | None = None
 ) -> tuple[list[Array], list[memoryview]]:
     """Describe arrays and lay them out as frames, without copying what is contiguous.
 
     Args:
-        named: int32 or float32 arrays by name. With `compact`, "lengths" holds the elements of
-            each datum, and one-dimensional arrays as long as their sum are encoded.
-        compact: take the shortest encoding of each array; "tokens" and "lengths" stay raw.
+        named: int32 or float32 arrays by name, "tokens" and "lengths" first if there are any.
+        encodings: of those that are not "raw", as `choose_encodings` finds them.
 
     Returns:
         Descriptions, in the order of `named`, and the frames; both own or share the memory given.
     """
     arrays: list[Array] = []
     frames: list[memoryview] = []
-    lengths = named["lengths"] if compact else None
-    tokens = named.get("tokens")
     for name, values in named.items():
-        encoding, payload, value = "raw", values, 0.0
-        if lengths is not None and name not in ("tokens", "lengths") and values.ndim == 1:
-            encoding, payload, value = _shortest(values, lengths, tokens)
-        frame = -1
-        if encoding != "constant":
+        encoding = "raw" if encodings is None else encodings.get(name, "raw")
+        frame, value = -1, 0.0
+        if encoding == "constant":
+            value = float(values.flat[0])
+        else:
             frame = len(frames)
-            frames.append(_frame(payload))
-        arrays.append(
-            Array(
-                name=name,
-                dtype=values.dtype.name,
-                shape=list(values.shape),
-                encoding=encoding,
-                frame=frame,
-                value=value,
-            )
-        )
+            frames.append(_frame(_payload(values, encoding, named)))
+        shape = list(values.shape)
+        arrays.append(Array(name, values.dtype.name, shape, encoding, frame, value))
     return arrays, frames
+
+
+def choose_encodings(
+    named: Mapping[str, NumpyArray], known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The shortest encoding of every column beside "tokens" and "lengths", one value a token each.
+
+    Args:
+        named: the columns.
+        known: the choice for columns that these are slices of; what holds there holds here.
+    """
+    found: dict[str, str] = {}
+    for name, values in named.items():
+        before = (known or {}).get(name, "runs")
+        if name in ("tokens", "lengths"):
+            continue
+        if before in ("runs", "per_datum"):
+            before, _ = choose_encoding(values, named["lengths"], named["tokens"])
+        found[name] = before
+    return found
 
 
 def choose_encoding(
@@ -110,21 +119,22 @@ def _is_shifted(values: NumpyArray, tokens: NumpyArray, lengths: NumpyArray) -> 
     return bool(same.all())
 
 
-def _shortest(
-    values: NumpyArray, lengths: NumpyArray, tokens: NumpyArray | None
-) -> tuple[str, NumpyArray, float]:
-    encoding, changes = choose_encoding(values, lengths, tokens)
+def _payload(values: NumpyArray, encoding: str, named: Mapping[str, NumpyArray]) -> NumpyArray:
     match encoding:
-        case "constant":
-            return encoding, values, float(values[0])
         case "shifted" | "per_datum":
-            return encoding, values[np.cumsum(lengths, dtype=np.int64) - 1], 0.0
+            ends = np.cumsum(named["lengths"], dtype=np.int64)
+            return values[ends - 1]
         case "runs":
-            starts = np.concatenate(([0], changes))
+            starts = np.concatenate(([0], _changes(values)))
             counts = np.diff(starts, append=len(values)).astype(np.int32)
-            return encoding, np.concatenate((values[starts].view(np.int32), counts)), 0.0
+            return np.concatenate((values[starts].view(np.int32), counts))
         case _:
-            return encoding, values, 0.0
+            return values
+
+
+def _changes(values: NumpyArray) -> NDArray[np.intp]:
+    bits = values.view(np.int32)
+    return np.flatnonzero(bits[1:] != bits[:-1]) + 1
 
 
 def _frame(values: NumpyArray) -> memoryview:

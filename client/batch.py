@@ -8,11 +8,12 @@ a heartbeat or a sample is never stuck behind it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import ITEM_BYTES, choose_encoding, pack_arrays
+from .arrays import ITEM_BYTES, choose_encoding, choose_encodings, pack_arrays
 from .errors import BadRequest
 from .limits import limit
 from .losses import Loss, LossInput, check_inputs, find_loss
@@ -101,7 +102,7 @@ def cut_parts(columns: dict[str, NumpyArray]) -> list[Part]:
     """Cut columns into parts of at most `part_bytes`; a datum is never split."""
     lengths = columns["lengths"]
     ends = np.cumsum(lengths, dtype=np.int64)
-    costs = _datum_bytes(columns, ends)
+    costs, encodings = _datum_bytes(columns, ends)
     largest = int(costs.argmax())
     if costs[largest] > _PART_BYTES:
         raise BadRequest(
@@ -126,7 +127,9 @@ def cut_parts(columns: dict[str, NumpyArray]) -> list[Part]:
             name: column[first:last] if name == "lengths" else column[start:stop]
             for name, column in columns.items()
         }
-        arrays, frames = pack_arrays(chunk, compact=True)
+        is_whole = len(bounds) == 2
+        chosen = encodings if is_whole else choose_encodings(chunk, encodings)
+        arrays, frames = pack_arrays(chunk, chosen)
         parts.append(Part(lengths[first:last], stop - start, arrays, frames))
     return parts
 
@@ -203,8 +206,9 @@ def _join_floats(
     name: str, arrays: list[NumpyArray], lengths: NDArray[np.int32]
 ) -> NDArray[np.float32]:
     joined = np.concatenate(arrays, dtype=np.float32, casting="unsafe")
-    is_finite = np.isfinite(joined)
-    if not is_finite.all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_surely_finite = isfinite(joined.sum())  # a third of the time of isfinite().all()
+    if not is_surely_finite and not (is_finite := np.isfinite(joined)).all():
         index = int(np.argmin(is_finite))
         raise BadRequest(
             f"{_place(index, lengths)}: {name} is {float(joined[index])}", "non_finite"
@@ -218,19 +222,22 @@ def _place(index: int, lengths: NDArray[np.int32]) -> str:
     return f"datum {datum}, position {index - int(ends[datum]) + int(lengths[datum])}"
 
 
-def _datum_bytes(columns: dict[str, NumpyArray], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """An upper bound of what each datum adds to a part, whichever part it falls into."""
+def _datum_bytes(
+    columns: dict[str, NumpyArray], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], dict[str, str]]:
+    """An upper bound of what each datum adds to a part, whichever it falls into; the encodings."""
     lengths, tokens = columns["lengths"], columns["tokens"]
     costs = ITEM_BYTES * (1 + lengths.astype(np.int64))
+    encodings: dict[str, str] = {}
     for name, column in columns.items():
         if name in ("tokens", "lengths"):
             continue
-        encoding, changes = choose_encoding(column, lengths, tokens)
-        if encoding == "raw":
+        encodings[name], changes = choose_encoding(column, lengths, tokens)
+        if encodings[name] == "raw":
             costs += ITEM_BYTES * lengths.astype(np.int64)
-        elif encoding == "runs":
+        elif encodings[name] == "runs":
             inside = np.searchsorted(changes, ends - 1, side="right")
             costs += 2 * ITEM_BYTES * (1 + np.diff(inside, prepend=0))
         else:
             costs += ITEM_BYTES
-    return costs
+    return costs, encodings

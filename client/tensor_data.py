@@ -19,6 +19,8 @@ NumpyArray = NDArray[Any]
 
 DTYPE_NAMES = ("int64", "float32")
 
+_INT32, _INT64, _FLOAT32 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.float32)
+
 
 class TensorData:
     """A flat or shaped array of integers or floats.
@@ -45,7 +47,7 @@ class TensorData:
         dtype: str | None = None,
         shape: Sequence[int] | None = None,
     ) -> None:
-        if is_kept(data) and dtype is None and shape is None:
+        if dtype is None and shape is None and is_kept(data):
             self.array = data
             return
         if dtype is not None and dtype not in DTYPE_NAMES:
@@ -113,7 +115,10 @@ class TensorData:
 
 def is_kept(data: Any) -> TypeGuard[NumpyArray]:
     """Whether data is an array of int32, int64 or float32, which is used as it is."""
-    return type(data) is np.ndarray and data.dtype.char in "ilqf" and data.dtype.isnative
+    # By identity, which is quick; another object for the same dtype takes the longer way.
+    return type(data) is np.ndarray and (
+        data.dtype is _INT64 or data.dtype is _FLOAT32 or data.dtype is _INT32
+    )
 
 
 def to_array(data: Any, dtype: str | None = None) -> NumpyArray:

@@ -41,7 +41,7 @@ class EncodedTextChunk:
     type: Literal["encoded_text"] = "encoded_text"
 
     def __init__(self, tokens: "Sequence[int] | NumpyArray | torch.Tensor") -> None:
-        if is_kept(tokens) and tokens.dtype.char != "f":
+        if is_kept(tokens) and tokens.dtype.kind == "i":
             self.tokens_np = tokens
         else:
             self.tokens_np = to_array(tokens, "int64")
@@ -89,7 +89,9 @@ class ModelInput:
     @classmethod
     def from_ints(cls, tokens: "Sequence[int] | NumpyArray | torch.Tensor") -> "ModelInput":
         """One chunk of token ids."""
-        return cls([EncodedTextChunk(tokens)])
+        made = cls.__new__(cls)
+        made.chunks = [EncodedTextChunk(tokens)]
+        return made
 
     @classmethod
     def empty(cls) -> "ModelInput":
@@ -153,7 +155,7 @@ class Datum:
     ) -> None:
         self.model_input = model_input
         self.loss_fn_inputs = {
-            name: value if isinstance(value, TensorData) else _loss_input(name, value)
+            name: value if type(value) is TensorData else _loss_input(name, value)
             for name, value in loss_fn_inputs.items()
         }
 
@@ -170,7 +172,9 @@ class Datum:
 
 
 def _loss_input(name: str, value: Any) -> TensorData:
-    if not isinstance(value, list | tuple):
+    if isinstance(value, TensorData):
+        return value
+    if not isinstance(value, (list, tuple)):
         return TensorData(value)
     dtype = _LIST_DTYPES.get(name)
     if dtype is None:

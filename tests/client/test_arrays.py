@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weft.client.arrays import pack_arrays, unpack_arrays
+from weft.client.arrays import choose_encodings, pack_arrays, unpack_arrays
 from weft.client.messages import Array
 from weft.client.wire import Malformed
 
@@ -32,9 +32,8 @@ def shifted_targets() -> np.ndarray:
 
 def pack(column: np.ndarray) -> tuple[Array, dict[str, np.ndarray]]:
     """How a column is encoded among the tokens and lengths above, and what is decoded again."""
-    arrays, frames = pack_arrays(
-        {"tokens": TOKENS, "lengths": LENGTHS, "column": column}, compact=True
-    )
+    named = {"tokens": TOKENS, "lengths": LENGTHS, "column": column}
+    arrays, frames = pack_arrays(named, choose_encodings(named))
     return arrays[2], unpack_arrays(arrays, frames)
 
 
@@ -78,7 +77,7 @@ def test_random_columns_survive(seed: int) -> None:
         steps = generator.integers(0, 2, total) * (generator.random(total) < index / 3)
         named[f"f{index}"] = np.cumsum(steps).astype(np.float32)
         named[f"i{index}"] = np.roll(tokens, -1) + np.cumsum(steps).astype(np.int32) // 3
-    decoded = unpack_arrays(*pack_arrays(named, compact=True))
+    decoded = unpack_arrays(*pack_arrays(named, choose_encodings(named)))
     assert {name: values.tobytes() for name, values in named.items()} == {
         name: values.tobytes() for name, values in decoded.items()
     }
@@ -214,6 +213,6 @@ def test_arrays_that_come_too_early_are_refused() -> None:
         "tokens": np.arange(6, dtype=np.int32),
         "lengths": ints([3, 3]),
     }
-    arrays, frames = pack_arrays({**named, "column": named["column"]}, compact=True)
+    arrays, frames = pack_arrays(named, choose_encodings(named))
     with pytest.raises(Malformed, match="no lengths come before it"):
         unpack_arrays(arrays, frames)
