@@ -174,7 +174,7 @@ class _ChunkPass:
         if dtype != torch.float32:
             shape = (dlogits_CV.shape[0], dlogits_CV.shape[1])
             dlogits_CV = self._batch.workspace.take("logits", shape, dtype).copy_(dlogits_CV)
-        slopes_C1 = slopes_C.neg_()[:, None].to(dtype)
+        slopes_C1 = slopes_C.neg_()[:, None]
         dx_CD = self._base.backward_input(dlogits_CV).mul_(slopes_C1)
         for piece, s_ELR in zip(self._chunk.pieces, self._projections, strict=True):
             a_ERD, (bt_ERV,), scale_E = self._batch.weights(piece.block, self._sites)

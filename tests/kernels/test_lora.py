@@ -1,0 +1,70 @@
+"""Rows of a block, and the products on them."""
+
+import pytest
+import torch
+
+from weft.kernels.lora import (
+    Rows,
+    add_weight_gradient,
+    shrink,
+    shrink_gradient,
+    weight_gradient,
+)
+from weft.kernels.plan import Block, build_plan
+from weft.kernels.workspace import Workspace
+
+
+def blocks_of(counts: list[int]) -> list[Block]:
+    return list(build_plan(counts, [4] * len(counts), [1] * len(counts)).blocks)
+
+
+def test_whole_adjacent_rows_are_a_view() -> None:
+    x_TD = torch.randn(12, 3)
+    rows = Rows(blocks_of([6, 6])[0], 12, torch.device("cpu"))
+    assert rows.is_view
+    gathered = rows.gather(x_TD, Workspace("cpu"), "x")
+    assert gathered.shape == (2, 6, 3)
+    assert gathered.data_ptr() == x_TD.data_ptr()
+
+
+def test_padding_is_zero_and_goes_nowhere() -> None:
+    x_TD = torch.randn(12, 3)
+    rows = Rows(blocks_of([5, 7])[0], 12, torch.device("cpu"))
+    workspace = Workspace("cpu")
+    workspace.take("x", (64, 3), torch.float32).fill_(float("nan"))
+    gathered = rows.gather(x_TD, workspace, "x")
+    assert torch.equal(gathered[0, :5], x_TD[:5])
+    assert torch.equal(gathered[1, :7], x_TD[5:])
+    assert not gathered[0, 5:].any()
+    assert not gathered[1, 7:].any()
+    y_TO = torch.zeros(13, 2)
+    left = torch.ones(2, 8, 1)
+    rows.add_product(y_TO, left, torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), workspace)
+    assert torch.equal(y_TO[:5], torch.tensor([1.0, 2.0]).expand(5, 2))
+    assert torch.equal(y_TO[5:12], torch.tensor([3.0, 4.0]).expand(7, 2))
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_gradients_of_a_group_are_those_of_autograd(is_missing: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    x, a = randn(2, 5, 6), randn(2, 8, 6).requires_grad_()
+    bts = [randn(2, 4, 7).requires_grad_() for _ in range(2)]
+    scale = torch.tensor([0.5, 3.0])
+    dys = [randn(2, 5, 7) for _ in range(2)]
+    s = (x @ a.transpose(1, 2)) * scale[:, None, None]
+    ys = [s[:, :, :4] @ bts[0], s[:, :, 4:] @ bts[1]]
+    torch.autograd.backward(ys[is_missing:], dys[is_missing:])
+    found_s = shrink(x, a.detach(), scale)
+    torch.testing.assert_close(found_s, s.detach())
+    given = [None, dys[1]] if is_missing else list(dys)
+    ds = shrink_gradient(given, [bt.detach() for bt in bts], scale)
+    plane = torch.full((2, 8, 6), float("nan"))
+    weight_gradient(plane, ds, x)
+    torch.testing.assert_close(plane, a.grad)
+    add_weight_gradient(plane, ds, x)
+    assert a.grad is not None
+    torch.testing.assert_close(plane, 2 * a.grad)
