@@ -60,7 +60,7 @@ def test_gradients_of_a_group_are_those_of_autograd(is_missing: bool) -> None:
     torch.autograd.backward(ys[is_missing:], dys[is_missing:])
     found_s = shrink(x, a.detach(), scale)
     torch.testing.assert_close(found_s, s.detach())
-    given = [None, dys[1]] if is_missing else list(dys)
+    given: list[torch.Tensor | None] = [None, dys[1]] if is_missing else list(dys)
     ds = shrink_gradient(given, [bt.detach() for bt in bts], scale)
     plane = torch.full((2, 8, 6), float("nan"))
     weight_gradient(plane, ds, x)
