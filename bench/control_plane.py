@@ -1,6 +1,6 @@
 """How many training steps a second does the control plane carry?
 
-    python -P bench/control_plane.py [--seconds 10]
+    python bench/control_plane.py [--seconds 10]
 
 A random Qwen3 of 0.14 M parameters (2 layers, width 64, vocabulary 512), so small that the model
 hardly matters. Four tenants, each a process of its own, do forward_backward on 4 x 64 tokens and

@@ -1,6 +1,6 @@
 """The three pictures: one synchronous RL tenant, one pipelined SFT tenant, many RL tenants.
 
-    python -P bench/pictures.py [--seconds 20] [--quick]
+    python bench/pictures.py [--seconds 20] [--quick]
 
 Every tenant is a session of its own behind a link of 200 ms round trip (`delay_proxy.py`). The base
 is a random Qwen3 of at least 64 M parameters with vocabulary 151,936. An RL step is: sample four
@@ -36,13 +36,12 @@ from weft.client import (
     TrainingClient,
 )
 from weft.engine import Engine
-from weft.engine.trace import read_trace
+from weft.engine.trace import STEPS, read_trace
 
 ROUND_TRIP_S = 0.2
 VOCAB_SIZE = 151_936
 PROMPT_TOKENS, NEW_TOKENS, NUM_SAMPLES = 32, 16, 4
 SFT_TOKENS, SFT_DATUMS, SFT_DEPTH = 128, 2, 4
-STEP_SPANS = ("train_step", "forward_step", "sample", "optimizer", "save_for_sampler")
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 
 
@@ -103,7 +102,7 @@ class Outcome:
         return [
             (span["ts"] / 1e6, (span["ts"] + span["dur"]) / 1e6)
             for span in self.spans
-            if span["name"] in STEP_SPANS and (not lane or lane in _lanes(span))
+            if span["name"] in STEPS and (not lane or lane in _lanes(span))
         ]
 
 

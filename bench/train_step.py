@@ -1,6 +1,6 @@
 """What does fusing tenants into one batch gain, and what do adapters cost?
 
-    python -P bench/train_step.py [--quick]
+    python bench/train_step.py [--quick]
 
 A random Qwen3 (width 512, 8 layers, vocabulary 151,936). Sixteen requests of 32 to 512 tokens come
 from 1, 4 or 16 tenants, ranks mixed 4 to 64, adapters on every site, every row with a loss. Timed
@@ -92,7 +92,7 @@ class Bench:
             weights_bytes=3 << 30,
         )
         self.head = Head(self.model.head, len(self.model.sites) - 1)
-        self.runs = RunTable(self.store, 4096, ())
+        self.runs = RunTable(self.store, ())
         self.trainer = Trainer(
             self.model,
             self.runs,
@@ -180,7 +180,7 @@ class Bench:
                 chunk /= chunk.sum(dim=1, keepdim=True)
                 chunk[torch.arange(len(rows)), targets_T[first : first + 256]] -= 1
                 self.model.head.backward_input(chunk, dhidden_TD[first : first + 256])
-        hidden_TD.backward(dhidden_TD)
+        torch.autograd.backward(hidden_TD, dhidden_TD)
 
 
 class _FrozenFromFirstLayer(FrozenLinears):
@@ -230,7 +230,7 @@ class Peft:
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), targets.flatten(), reduction="sum"
             )
-            loss.backward()
+            torch.autograd.backward(loss)
 
 
 def measure(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

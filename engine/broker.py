@@ -231,8 +231,7 @@ class Broker:
         try:
             for action in self._core.handle(event, time.monotonic()):
                 self._act(action)
-            is_ready = isinstance(event, WorkerMessage) and isinstance(event.header, WorkerReady)
-            if is_ready and self._on_ready is not None:
+            if self._on_ready is not None and _is_ready(event):
                 self._on_ready()
         except Exception:  # the boundary to peers: one bad event must not end the broker
             log.exception("%s was not handled", type(event).__name__)
@@ -273,6 +272,10 @@ class Broker:
                 self._wake_write = self._wake_read = -1
         if self._owns_context:
             self._context.term()
+
+
+def _is_ready(event: Event) -> bool:
+    return type(event) is WorkerMessage and type(event.header) is WorkerReady
 
 
 def check_address(address: str, insecure: bool = False) -> None:

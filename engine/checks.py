@@ -12,6 +12,7 @@ from ..client.messages import (
     ForwardBackward,
     LoadState,
     ModelCard,
+    OptimStep,
     Sample,
     SaveForSampler,
     SaveState,
@@ -28,7 +29,11 @@ MAX_SAMPLES = limit("num_samples")
 
 def check_command(books: Books, session: Session, run: Run, header: Command) -> None:
     """Raise the BadRequest that a command deserves, if any."""
+    if header.seq == 0 and type(header) is not CreateRun:
+        raise BadRequest("number 0 of a run is its create_run")
     match header:
+        case OptimStep():
+            return
         case ForwardBackward():
             _check_pass(header)
         case CreateRun():
@@ -47,8 +52,6 @@ def check_command(books: Books, session: Session, run: Run, header: Command) -> 
         case LoadState():
             if not _is_being_saved(run, header):
                 books.catalog.find(header.path, session.tenant, "weights")
-    if header.seq == 0 and not isinstance(header, CreateRun):
-        raise BadRequest("number 0 of a run is its create_run")
 
 
 def check_sampler(books: Books, session: Session, header: CreateSampler) -> str:

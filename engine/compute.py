@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable
 
 from ..client.errors import WeftError
+from ..client.limits import limit
 from ..client.messages import Withdraw
 from .commands import CommandWork, PassWork, SampleWork
 from .controls import Controls
@@ -18,7 +19,7 @@ from .faults import is_out_of_memory
 from .generate import Generator, SampleDone, SampleFailed
 from .network import Network, Stopped
 from .optimizing import Optimizing
-from .replies import Replies
+from .replies import Replies, split_arrays
 from .runs import RunTable
 from .scheduler import Control, Decision, Job, Optimizers, Passes, Sampling, Scheduler
 from .threads import StepThreads
@@ -219,7 +220,10 @@ class Compute:
                         sample_tokens=outcome.num_new_tokens, prompt_tokens=len(work.tokens)
                     )
                     self._replies.done(
-                        work.origin, outcome.result(), (outcome.arrays(),), dict(usage)
+                        work.origin,
+                        outcome.result(),
+                        split_arrays(outcome.arrays(), limit("part_bytes")),
+                        dict(usage),
                     )
                 case SampleFailed():
                     self._replies.failed(work.origin, outcome.code, outcome.detail)

@@ -2,11 +2,13 @@
 
 import random
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from ..client.service import ServiceClient
@@ -14,7 +16,8 @@ from ..client.training import TrainingClient
 from . import demo_arms
 from .demo_arms import COMMON_PROMPTS, Arm
 from .demo_progress import Progress, Row
-from .demo_report import ArmResult, DemoReport, EngineStats
+from .demo_report import ArmResult, DemoReport
+from .trace import EngineStats, read_stats
 
 REDRAW_S = 0.5  # on a terminal
 PRINT_S = 10.0  # elsewhere
@@ -85,9 +88,17 @@ def main(*, is_quick: bool = False) -> int:
     config = DemoConfig(max_steps=2, num_eval=16) if is_quick else DemoConfig()
     started = time.monotonic()
     print("weft demo: one engine, one base model (weft/tiny, 1.0 M parameters), six tenants")
-    with Engine(config.base_model, isolate=True) as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Engine(config.base_model, isolate=True, trace=f"{folder}/trace.json") as engine,
+    ):
         print(f"engine ready after {time.monotonic() - started:.0f} s", flush=True)
-        report = run_demo(engine.client, config, sys.stdout)
+        report = run_demo(
+            engine.client,
+            config,
+            sys.stdout,
+            read_stats=lambda: read_stats(Path(folder) / "trace.json"),
+        )
     print(f"\n{report}\n\n{time.monotonic() - started:.0f} s in all")
     failures = [] if is_quick else report.failures()
     for failure in failures:

@@ -1,8 +1,10 @@
 """What the demo has measured, and how it is written down; pure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from .trace import EngineStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +56,6 @@ class ArmResult:
             return 0.0
         gain = change.mean if self.is_higher_better else -change.mean
         return gain / change.standard_error if change.standard_error else math.copysign(99, gain)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """What the engine's worker counted between two moments."""
-
-    wall_s: float
-    busy_s: float  # the compute thread spent in steps
-    batches_by_tenants: Mapping[int, int]  # tenants in a fused train batch -> number of batches
-
-    @property
-    def busy_fraction(self) -> float:
-        return self.busy_s / self.wall_s if self.wall_s else 0.0
-
-    @property
-    def mean_tenants(self) -> float:
-        num_batches = sum(self.batches_by_tenants.values())
-        total = sum(tenants * count for tenants, count in self.batches_by_tenants.items())
-        return total / num_batches if num_batches else 0.0
-
-    def since(self, earlier: "EngineStats") -> "EngineStats":
-        """Return what was counted after `earlier`, which has the same start."""
-        counts = {
-            tenants: count - earlier.batches_by_tenants.get(tenants, 0)
-            for tenants, count in self.batches_by_tenants.items()
-        }
-        return EngineStats(
-            wall_s=self.wall_s - earlier.wall_s,
-            busy_s=self.busy_s - earlier.busy_s,
-            batches_by_tenants={tenants: count for tenants, count in counts.items() if count},
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,9 @@ class Dispatcher:
         if worker.model is not None:
             work.weigh(worker.model)
         work.window = window
+        if window.takes_at_once(work.weight):
+            self._dispatch(worker, work)
+            return
         window.lanes.push(work.lane, work, work.weight)
         self._pump(worker, window)
 

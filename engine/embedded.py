@@ -4,6 +4,7 @@ import logging
 import secrets
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -72,6 +73,7 @@ class Engine:
         root = Path(self.config.state_dir or Path(self._temporary.name) / "state")
         self.worker_config = WorkerConfig(model=model, state_dir=str(root), **worker_settings)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._clients: weakref.WeakSet[ServiceClient] = weakref.WeakSet()
         self._is_closed = False
         self._has_worker = True
         self._ready = threading.Event()
@@ -107,7 +109,9 @@ class Engine:
 
     def client(self, **settings: Any) -> ServiceClient:
         """A client of this engine, a session of its own; takes what `ServiceClient` takes."""
-        return ServiceClient(base_url=self.address, context=self._context, **settings)
+        client = ServiceClient(base_url=self.address, context=self._context, **settings)
+        self._clients.add(client)
+        return client
 
     @property
     def worker_pid(self) -> int | None:
@@ -120,10 +124,12 @@ class Engine:
         return self._has_worker
 
     def close(self) -> None:
-        """Finish what has started, refuse the rest, stop the worker, free everything."""
+        """End our clients, finish what has started, stop the worker, free everything."""
         if self._is_closed:
             return
         self._is_closed = True
+        for client in list(self._clients):
+            client.close()
         if self._broker is not None:
             self._broker.stop()
             self._broker.join(STOP_S)

@@ -100,8 +100,17 @@ class Window:
         self.credit = 0
         self.outstanding = 0  # weighted tokens dispatched and unfinished
 
+    def takes_at_once(self, weight: int) -> bool:
+        """Take credit for a request that nobody waits before, if there is enough."""
+        if self.lanes or (self.outstanding and self.outstanding + weight > self.credit):
+            return False
+        self.outstanding += weight
+        return True
+
     def next(self) -> Work | None:
         """Take what is next in fair order if the credit has room; anything fits an idle worker."""
+        if not self.lanes:
+            return None
         room = self.credit - self.outstanding if self.outstanding else inf
         work = self.lanes.pop(room) if room > 0 else None
         if work is not None:

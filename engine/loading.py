@@ -92,7 +92,7 @@ def load_compute(
         decode=tokenizer and partial(tokenizer.decode, clean_up_tokenization_spaces=False),
         is_deterministic=config.is_deterministic,
     )
-    runs = RunTable(store, model_config.max_context, model_config.eos_token_ids)
+    runs = RunTable(store, model_config.eos_token_ids)
     trainer = Trainer(
         model,
         runs,

@@ -53,3 +53,27 @@ class Replies:
             detail=detail,
         )
         self._send(wire.encode(failure))
+
+
+def split_arrays(named: Mapping[str, np.ndarray], max_bytes: int) -> list[dict[str, np.ndarray]]:
+    """Cut arrays along their first dimension into groups of at most `max_bytes` together.
+
+    Whoever joins the pieces of each name in order has the arrays again.
+    """
+    groups: list[dict[str, np.ndarray]] = [{}]
+    room = max_bytes
+    for name, values in named.items():
+        row_bytes = values.nbytes // len(values) if len(values) else 1
+        first = 0
+        while first < len(values) or name not in groups[-1]:
+            last = min(len(values), first + room // row_bytes)
+            if last == first < len(values):
+                groups.append({})
+                room = max_bytes
+                continue
+            groups[-1][name] = values[first:last]
+            room -= (last - first) * row_bytes
+            first = last
+            if first >= len(values):
+                break
+    return groups

@@ -31,7 +31,6 @@ class RunTable:
     """Which run and which sampler is which. Owns one reference to each sampler's version."""
 
     store: AdapterStore
-    context_tokens: int
     eos_token_ids: tuple[int, ...]
     _runs: dict[str, HeldRun] = field(default_factory=dict)
     _samplers: dict[str, WeightsVersion | None] = field(default_factory=dict)

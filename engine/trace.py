@@ -3,18 +3,34 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 THREADS = ("compute", "network")  # lanes of the picture, in this order
+# Spans of whole steps of the compute thread; they never overlap, so their sum is its busy time.
+STEPS = frozenset(
+    {
+        "train_step",
+        "forward_step",
+        "sample",
+        "optimizer",
+        "create_run",
+        "create_sampler",
+        "load_state",
+        "save_for_sampler",
+        "save_state",
+    }
+)
 
 
 class Trace:
     """Spans of one process, appended to a JSON array file.
 
-    The array's closing bracket is written by `close`; viewers accept a file without it, so a killed
+    Every span is written at once; the array's closing bracket by `close`; viewers accept a file without it, so a killed
     process leaves a readable trace. Without a path nothing is recorded and a span costs one call.
     """
 
@@ -23,7 +39,7 @@ class Trace:
         self._lock = threading.Lock()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8")
+            self._file = path.open("w", encoding="utf-8", buffering=1)
             self._file.write("[\n")
             for index, name in enumerate(THREADS):
                 event = {"name": "thread_name", "ph": "M", "pid": 1, "tid": index}
@@ -56,12 +72,6 @@ class Trace:
                 }
             )
 
-    def flush(self) -> None:
-        """Push what was recorded so far to the file."""
-        with self._lock:
-            if self._file is not None:
-                self._file.flush()
-
     def close(self) -> None:
         """Finish the file; later spans are not recorded."""
         with self._lock:
@@ -74,6 +84,48 @@ class Trace:
         with self._lock:
             if self._file is not None:
                 self._file.write(json.dumps(event) + ",\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """What a worker did between two moments, read from its trace."""
+
+    wall_s: float
+    busy_s: float  # the compute thread spent in steps
+    batches_by_tenants: Mapping[int, int]  # tenants in a fused train batch -> number of batches
+
+    @property
+    def busy_fraction(self) -> float:
+        return self.busy_s / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def mean_tenants(self) -> float:
+        num_batches = sum(self.batches_by_tenants.values())
+        total = sum(tenants * count for tenants, count in self.batches_by_tenants.items())
+        return total / num_batches if num_batches else 0.0
+
+    def since(self, earlier: "EngineStats") -> "EngineStats":
+        """Return what was counted after `earlier`, which has the same start."""
+        counts = {
+            tenants: count - earlier.batches_by_tenants.get(tenants, 0)
+            for tenants, count in self.batches_by_tenants.items()
+        }
+        return EngineStats(
+            wall_s=self.wall_s - earlier.wall_s,
+            busy_s=self.busy_s - earlier.busy_s,
+            batches_by_tenants={tenants: count for tenants, count in counts.items() if count},
+        )
+
+
+def read_stats(path: Path) -> EngineStats:
+    """Sum up a trace so far; the wall clock runs from its first step to now."""
+    steps = [span for span in read_trace(path) if span["name"] in STEPS]
+    counts = Counter(span["args"]["tenants"] for span in steps if span["name"] == "train_step")
+    return EngineStats(
+        wall_s=time.time() - steps[0]["ts"] / 1e6 if steps else 0.0,
+        busy_s=sum(span["dur"] for span in steps) / 1e6,
+        batches_by_tenants=counts,
+    )
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from weft.engine.demo_report import ArmResult, DemoReport, EngineStats, Score, align
+from weft.engine.demo_report import ArmResult, DemoReport, Score, align
+from weft.engine.trace import EngineStats
 
 LEARNER = ArmResult(
     name="sums",

@@ -62,7 +62,7 @@ def trainer(decoder: Decoder, num_tenants: int) -> tuple[Trainer, list[PassWork]
         state_bytes=1 << 26,
         weights_bytes=1 << 24,
     )
-    runs = RunTable(store, 256, ())
+    runs = RunTable(store, ())
     for index in range(num_tenants):
         run = store.create(
             rank=8, alpha=32, train_attn=True, train_mlp=True, train_unembed=True, seed=index
