@@ -204,6 +204,8 @@ def _read(array: Array, frames: Sequence[Buffer], earlier: Mapping[str, NumpyArr
             return np.repeat(_view(array, frame, len(lengths), dtype), lengths)
         case "shifted":
             return _shifted(array, frame, earlier)
+        case _:
+            pass
     raise Malformed(f"array {array.name!r} has the unknown encoding {array.encoding!r}")
 
 

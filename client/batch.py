@@ -167,7 +167,8 @@ def _input_arrays(
 ) -> list[NumpyArray]:
     name = item.name
     found: list[NumpyArray] = []
-    for index, (datum, length) in enumerate(zip(data, lengths.tolist(), strict=True)):
+    expected: list[int] = lengths.tolist()
+    for index, (datum, length) in enumerate(zip(data, expected, strict=True)):
         tensor = datum.loss_fn_inputs.get(name)
         if tensor is None:
             found.append(np.full(length, item.default, np.float32))

@@ -231,21 +231,22 @@ class _Loop:
 
     def _ring(self) -> None:
         """Wake the thread, or start it; the lock is held."""
-        if self._bell is None:
+        bell = self._bell
+        if bell is None:
             if self._context is None:
                 self._context = zmq.Context()
             name = f"inproc://weft-bell-{self.link.hello.session_id}"
             ear = self._context.socket(zmq.PAIR)
             ear.bind(name)
-            self._bell = self._context.socket(zmq.PAIR)
-            self._bell.connect(name)
+            bell = self._bell = self._context.socket(zmq.PAIR)
+            bell.connect(name)
             self._thread = threading.Thread(
-                target=self._run, args=(ear, self._bell), name="weft-client", daemon=True
+                target=self._run, args=(ear, bell), name="weft-client", daemon=True
             )
             self._thread.start()
         if not self._is_signalled:
             self._is_signalled = True
-            self._bell.send(b"")
+            bell.send(b"")
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -260,6 +261,7 @@ class _Loop:
         finally:
             with self._lock:
                 self._is_stopping = True
+                self._thread = None
                 ear.close(0)
                 bell.close(0)
             if self._socket is not None:
@@ -295,7 +297,7 @@ class _Loop:
             request = CloseSampler(
                 request_id=next(self.request_ids), sampler_id=self.discarded.popleft()
             )
-            self._sinks[request.request_id] = _Sink(futures.Future(), lambda parts: None, None)
+            self._sinks[request.request_id] = _Sink(futures.Future(), _nothing, None)
             outgoing = Outgoing(request.request_id, request.kind, ((wire.encode(request),),))
             self._perform(self.link.submit(outgoing, now))
 
@@ -399,6 +401,10 @@ class _Loop:
             self._unanswered -= sink.num_bytes
         sink.owner = None  # before the caller knows: what it drops then is dropped in its thread
         return sink
+
+
+def _nothing(parts: tuple[AnswerPart, ...]) -> None:
+    return None
 
 
 def _settle(

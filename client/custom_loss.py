@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -103,8 +103,7 @@ def evaluate_torch(
 
     with torch.enable_grad():
         logprobs = [
-            torch.from_numpy(outputs["logprobs"].array).requires_grad_()
-            for outputs in output.loss_fn_outputs
+            outputs["logprobs"].to_torch().requires_grad_() for outputs in output.loss_fn_outputs
         ]
         loss, metrics = _pair(fn(data, logprobs), "(loss, metrics)")
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
@@ -162,6 +161,10 @@ def _with_weights(datum: Datum, weights: NumpyArray | None) -> Datum:
 
 
 def _pair(result: Any, form: str) -> tuple[Any, Any]:
-    if not isinstance(result, tuple) or len(result) != 2:  # pyright: ignore[reportUnknownArgumentType]
-        raise BadRequest(f"the custom loss must return {form}, not {type(result).__name__}")
-    return result[0], result[1]
+    if _is_tuple(result) and len(result) == 2:
+        return result[0], result[1]
+    raise BadRequest(f"the custom loss must return {form}, not {type(result).__name__}")
+
+
+def _is_tuple(value: object) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)

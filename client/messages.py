@@ -40,7 +40,7 @@ class ModelCard:
     """One base model that can be trained and sampled."""
 
     name: str  # what `weft serve` was given
-    aliases: list[str] = field(default_factory=list)  # other names clients may use
+    aliases: list[str] = field(default_factory=list[str])  # other names clients may use
     vocab_size: int
     max_context: int  # tokens
     max_rank: int
@@ -66,7 +66,7 @@ class Hello(Header):
     session_id: str  # 32 hex digits, chosen by the client
     api_key: str = ""
     client: str = ""  # name and version, for the log
-    user_metadata: dict[str, str] = field(default_factory=dict)
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,7 @@ class CreateRun(Command):
     train_unembed: bool
     from_path: str = ""  # start from this saved state; rank, alpha and targets then come from it
     with_optimizer: bool = False
-    user_metadata: dict[str, str] = field(default_factory=dict)
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +185,7 @@ class SaveState(Command):
     kind: ClassVar[str] = "save_state"
     name: str
     overwrite: bool = False
-    user_metadata: dict[str, str] = field(default_factory=dict)
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,8 +317,8 @@ class Reply(Header):
     request_id: int
     part: int = 0
     num_parts: int = 1
-    result: dict[str, Any] = field(default_factory=dict)
-    arrays: list[Array] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict[str, Any])
+    arrays: list[Array] = field(default_factory=list[Array])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,9 +380,9 @@ class Withdraw(Header):
     """Broker to worker: forget these dispatches if they have not started, and the things named."""
 
     kind: ClassVar[str] = "withdraw"
-    dispatch_ids: list[int] = field(default_factory=list)
-    run_ids: list[str] = field(default_factory=list)
-    sampler_ids: list[str] = field(default_factory=list)
+    dispatch_ids: list[int] = field(default_factory=list[int])
+    run_ids: list[str] = field(default_factory=list[str])
+    sampler_ids: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,7 +394,9 @@ class Done(Header):
     lease_epoch: int
     part: int = 0
     num_parts: int = 1
-    usage: dict[str, int] = field(default_factory=dict)  # e.g. {"train_tokens": 512}; part 0 only
+    usage: dict[str, int] = field(
+        default_factory=dict[str, int]
+    )  # e.g. {"train_tokens": 512}; part 0 only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,12 +30,16 @@ class SamplingClient:
     a client has been pickled, until the session ends.
     """
 
-    def __init__(self, session: Session, sampler_id: str, card: ModelCard) -> None:
+    def __init__(
+        self, session: Session, sampler_id: str, card: ModelCard, owns_sampler: bool = True
+    ) -> None:
         self._session = session
         self._card = card
         self.sampler_id = sampler_id
         self._finalizer = weakref.finalize(self, session.connection.discard_sampler, sampler_id)
         self._finalizer.atexit = False  # the session's end closes it
+        if not owns_sampler:
+            self._finalizer.detach()
 
     def sample(
         self,
@@ -162,9 +166,7 @@ def open_sampler(session: Session, *, base_model: str = "", model_path: str = ""
 
 
 def _restore(session: Session, sampler_id: str, card: ModelCard) -> SamplingClient:
-    client = SamplingClient(session, sampler_id, card)
-    client._finalizer.detach()  # the sampler belongs to the session that opened it
-    return client
+    return SamplingClient(session, sampler_id, card, owns_sampler=False)
 
 
 def _check_params(params: SamplingParams, num_samples: int) -> None:

@@ -271,6 +271,5 @@ def _check_config(config: LoraConfig) -> None:
             raise BadRequest(f"{name} is {getattr(config, name)!r}, not a bool")
     if not (config.train_mlp or config.train_attn or config.train_unembed):
         raise BadRequest("at least one of train_unembed, train_mlp, or train_attn must be True")
-    is_number = isinstance(config.alpha, int | float) and not isinstance(config.alpha, bool)
-    if not is_number or not isfinite(config.alpha) or config.alpha <= 0:
+    if type(config.alpha) not in (int, float) or not isfinite(config.alpha) or config.alpha <= 0:
         raise BadRequest(f"alpha is {config.alpha!r}, not a number above 0")

@@ -92,7 +92,8 @@ class TensorData:
         """A torch tensor that shares the array's memory."""
         import torch
 
-        return torch.from_numpy(self.array if self.array.flags.writeable else self.array.copy())
+        values = self.array if self.array.flags.writeable else self.array.copy()
+        return torch.from_numpy(values)  # pyright: ignore[reportUnknownMemberType]
 
     def tolist(self) -> list[Any]:
         """The values as a list, nested as the shape says."""
@@ -133,7 +134,7 @@ def to_array(data: Any, dtype: str | None = None) -> NumpyArray:
     """
     if type(data).__module__.partition(".")[0] == "torch":
         data = _from_torch(data)
-    values = data if isinstance(data, np.ndarray) else _from_sequence(data, dtype)
+    values = data if _is_array(data) else _from_sequence(data, dtype)
     kind = values.dtype.kind
     if kind not in "biuf":
         raise BadRequest(f"values of type {values.dtype} are not numbers")
@@ -146,11 +147,19 @@ def to_array(data: Any, dtype: str | None = None) -> NumpyArray:
         if not np.array_equal(whole, values):
             raise BadRequest("fractions where integers belong")
         return whole
-    if values.dtype in (np.int32, np.int64):
+    if values.dtype == np.int32 or values.dtype == np.int64:
         return values
     if kind == "u" and values.size and int(values.max()) >= 2**63:
         raise BadRequest(f"integer {int(values.max())} is beyond 64 bits")
     return values.astype(np.int64)
+
+
+def _is_array(data: object) -> TypeGuard[NumpyArray]:
+    return isinstance(data, np.ndarray)
+
+
+def _is_list(data: object) -> TypeGuard[list[Any]]:
+    return isinstance(data, list)
 
 
 def _from_torch(tensor: Any) -> NumpyArray:
@@ -165,17 +174,21 @@ def _from_sequence(data: Any, dtype: str | None) -> NumpyArray:
     # `array` reads a list of Python numbers at 76 M/s and refuses fractions among integers;
     # numpy is as fast and truncates them.
     try:
-        if not isinstance(data, list) or dtype is None or (data and isinstance(data[0], list)):
+        if not _is_list(data) or dtype is None:
             return np.asarray(data, np.float32 if dtype == "float32" or not len(data) else None)
+        values = data
+        first = values[0] if values else None
+        if isinstance(first, list | tuple):
+            return np.asarray(values, np.float32 if dtype == "float32" else None)
         if dtype == "float32":
             # Weights of 1: 3500 M/s.
-            first = data[0] if data else None
-            if isinstance(first, float) and data[-1] == first and data.count(first) == len(data):
-                return np.full(len(data), first, np.float32)
-            return np.frombuffer(array("f", data), np.float32)
+            is_float = isinstance(first, float)
+            if is_float and values[-1] == first and values.count(first) == len(values):
+                return np.full(len(values), first, np.float32)
+            return np.frombuffer(array("f", values), np.float32)
         try:
-            return np.frombuffer(array("i", data), np.int32)
+            return np.frombuffer(array("i", values), np.int32)
         except OverflowError:
-            return np.frombuffer(array("q", data), np.int64)
+            return np.frombuffer(array("q", values), np.int64)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadRequest(f"not an array of numbers: {error}") from None

@@ -20,7 +20,8 @@ def load_tokenizer(card: ModelCard) -> Any:
     if os.path.isabs(name) and not os.path.isdir(name):
         raise NotFound(f"the tokenizer of {card.name} is in {name}, which is not on this machine")
     try:
-        from transformers import AutoTokenizer
+        import transformers
     except ImportError:
         raise BadRequest("a tokenizer needs the package transformers; install it") from None
-    return AutoTokenizer.from_pretrained(name)
+    loader: Any = transformers.AutoTokenizer
+    return loader.from_pretrained(name)

@@ -9,9 +9,9 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, cast, get_args, get_origin, get_type_hints
 
-import msgpack
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
 
 from . import messages
 from .errors import BadRequest
@@ -19,6 +19,9 @@ from .limits import limit
 from .messages import Array, Command, Header, Sample
 
 Buffer = bytes | bytearray | memoryview
+
+_packb: Callable[[object], bytes] = cast(Any, msgpack).packb
+_unpackb: Callable[..., object] = cast(Any, msgpack).unpackb
 
 _MAX_BYTES = limit("header_bytes")
 _MAX_ITEMS = limit("header_items")
@@ -51,7 +54,7 @@ def decode(raw: Buffer) -> Header:
     if len(raw) > _MAX_BYTES:
         raise BadRequest(f"header of {len(raw)} bytes, at most {_MAX_BYTES}", "too_large")
     try:
-        fields = msgpack.unpackb(
+        fields: object = _unpackb(
             raw,
             object_pairs_hook=_unique_keys,
             ext_hook=_no_extension,
@@ -63,7 +66,7 @@ def decode(raw: Buffer) -> Header:
         raise
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise Malformed(f"header is not msgpack: {error or type(error).__name__}") from None
-    if not isinstance(fields, dict):
+    if not _is_map(fields):
         raise Malformed(f"header is a {type(fields).__name__}, not a map")
     kind = fields.pop("kind", None)
     record = _RECORDS.get(kind) if isinstance(kind, str) else None
@@ -147,10 +150,7 @@ def _to_map(header: Header) -> dict[str, Any]:
         fields[key] = getattr(header, key)
     for key, values in record.nested.items():
         value = fields[key]
-        if isinstance(value, list):
-            fields[key] = list(map(values, value))
-        else:
-            fields[key] = values(value)
+        fields[key] = [values(item) for item in value] if _is_list(value) else values(value)
     return fields
 
 
@@ -158,12 +158,20 @@ _array_values = attrgetter(*(field.name for field in dataclasses.fields(Array)))
 
 
 def _pack(fields: dict[str, Any], kind: str) -> bytes:
-    raw = cast(bytes, msgpack.packb(fields))
+    raw = _packb(fields)
     if len(raw) > _MAX_BYTES:
         raise BadRequest(
             f"the header of {kind} takes {len(raw)} bytes, at most {_MAX_BYTES}", "too_large"
         )
     return raw
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return type(value) is list
+
+
+def _is_map(value: object) -> TypeGuard[dict[Any, Any]]:
+    return type(value) is dict
 
 
 def _unique_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -219,54 +227,50 @@ def _bytes(value: Any, path: str) -> bytes:
 
 
 def _any(value: Any, path: str, depth: int = 2) -> Any:
-    kind = type(value)
-    if value is None or kind in (str, bool, bytes, float):
+    if value is None or isinstance(value, str | bool | bytes | float):
         return value
-    if kind is int:
+    if isinstance(value, int):
         return _int(value, path)
     if depth >= _MAX_DEPTH:
         raise Malformed(f"{path} is nested deeper than {_MAX_DEPTH}")
-    if kind is list:
+    if _is_list(value):
         return [_any(item, path, depth + 1) for item in value]
-    if kind is dict:
+    if _is_map(value):
         return {_str(key, path): _any(item, path, depth + 1) for key, item in value.items()}
     raise _wrong(value, path, "plain data")
 
 
 def _array(value: Any, path: str) -> Array:
     """An array's fields as a list; they are many, so the usual case is checked at one go."""
-    if type(value) is not list or tuple(map(type, value)) != _ARRAY_TYPES:
-        raise _wrong(value, path, "a list of an array's fields")
-    _ints(value[2], path)
-    _int(value[4], path)
-    return Array(*value)
+    if _is_list(value) and tuple(map(type, value)) == _ARRAY_TYPES:
+        _ints(value[2], path)
+        _int(value[4], path)
+        return Array(*value)
+    raise _wrong(value, path, "a list of an array's fields")
 
 
 _ARRAY_TYPES = (str, str, list, str, int, float)
 
 
-def _ints(value: Any, path: str) -> list[int]:
-    if type(value) is not list:
-        raise _wrong(value, path, "a list")
+def _ints(value: list[Any], path: str) -> None:
     for item in value:
         _int(item, path)
-    return value
 
 
 def _list_of(check: Check) -> Check:
     def read(value: Any, path: str) -> list[Any]:
-        if type(value) is not list:
-            raise _wrong(value, path, "a list")
-        return [check(item, path) for item in value]
+        if _is_list(value):
+            return [check(item, path) for item in value]
+        raise _wrong(value, path, "a list")
 
     return read
 
 
 def _dict_of(check: Check) -> Check:
     def read(value: Any, path: str) -> dict[str, Any]:
-        if type(value) is not dict:
-            raise _wrong(value, path, "a map")
-        return {_str(key, path): check(item, path) for key, item in value.items()}
+        if _is_map(value):
+            return {_str(key, path): check(item, path) for key, item in value.items()}
+        raise _wrong(value, path, "a map")
 
     return read
 
@@ -275,9 +279,9 @@ def _record_of(cls: type[Any]) -> Check:
     record = _Record(cls, cls.__name__.lower())
 
     def read(value: Any, path: str) -> Any:
-        if type(value) is not dict:
-            raise _wrong(value, path, "a map")
-        return record.build(value)
+        if _is_map(value):
+            return record.build(value)
+        raise _wrong(value, path, "a map")
 
     return read
 
