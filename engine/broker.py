@@ -109,6 +109,7 @@ class Broker:
         self._outside: deque[Event] = deque([CatalogLoaded(tuple(checkpoints))])
         self._is_finished = False
         self._persisted = 0
+        self._actions: list[Action] = []  # decided and not yet carried out
         self._wake_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -197,7 +198,7 @@ class Broker:
         next_tick = time.monotonic()
         while not self._is_finished:
             wait_s = max(0.0, next_tick - time.monotonic())
-            ready = dict(poller.poll(int(wait_s * 1000) + 1))
+            ready = dict(poller.poll(0 if self._outside else int(wait_s * 1000) + 1))
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
             while self._outside:
@@ -209,7 +210,7 @@ class Broker:
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_S
                 self._handle(Tick())
-            self._note_persisted()
+            self._carry_out()
 
     def _receive(self, socket: "zmq.Socket[bytes]", read: Read) -> None:
         for _ in range(BURST):
@@ -220,17 +221,9 @@ class Broker:
             if event is not None:
                 self._handle(event)
 
-    def _note_persisted(self) -> None:
-        number = self._journal.persisted()
-        while number > self._persisted:
-            self._persisted = number
-            self._handle(Persisted(number))
-            number = self._journal.persisted()
-
     def _handle(self, event: Event) -> None:
         try:
-            for action in self._core.handle(event, time.monotonic()):
-                self._act(action)
+            self._actions += self._core.handle(event, time.monotonic())
             if self._on_ready is not None and _is_ready(event):
                 self._on_ready()
         except Exception:  # the boundary to peers: one bad event must not end the broker
@@ -238,25 +231,46 @@ class Broker:
             if isinstance(event, ClientMessage) and isinstance(event.header, Request):
                 self._tell(event.peer, event.header.request_id, "internal", "a fault of the broker")
 
+    def _carry_out(self) -> None:
+        """Take the actions of a whole burst together, and those that the journal then allows.
+
+        Messages sent in a row share wake-ups and writes of the messaging thread.
+        """
+        while True:
+            actions, self._actions = self._actions, []
+            for action in actions:
+                self._act(action)
+            number = self._journal.persisted()
+            if number > self._persisted:
+                self._persisted = number
+                self._handle(Persisted(number))
+            if not self._actions:
+                return
+
     def _act(self, action: Action) -> None:
-        if isinstance(action, ToWorker):
-            if not send(self._back, action.peer, [encode(action.header), *action.frames]):
-                self._outside.append(WorkerUnreachable(action.peer))
-        elif isinstance(action, ToClient):
-            frames = action.frames
-            if action.header is not None:
-                try:
-                    frames = [encode(action.header), *frames]
-                except BadRequest as error:  # it does not fit into a header
-                    if isinstance(action.header, Reply):
-                        self._tell(action.peer, action.header.request_id, error.code, str(error))
-                    return
-            if not send(self._front, action.peer, frames):
-                self._outside.append(ClientGone(action.peer))
-        elif isinstance(action, Persist):
-            self._journal.append(action.number, action.record)
+        kind = type(action)
+        if kind is ToWorker:
+            peer, header, frames = cast(ToWorker, action)
+            if not send(self._back, peer, [encode(header), *frames]):
+                self._outside.append(WorkerUnreachable(peer))
+        elif kind is ToClient:
+            self._send_client(cast(ToClient, action))
+        elif kind is Persist:
+            self._journal.append(*cast(Persist, action))
         else:
             self._is_finished = True
+
+    def _send_client(self, action: ToClient) -> None:
+        peer, header, frames = action
+        if header is not None:
+            try:
+                frames = [encode(header), *frames]
+            except BadRequest as error:  # it does not fit into a header
+                if isinstance(header, Reply):
+                    self._tell(peer, header.request_id, error.code, str(error))
+                return
+        if not send(self._front, peer, frames):
+            self._outside.append(ClientGone(peer))
 
     def _tell(self, peer: bytes, request_id: int, code: str, detail: str) -> None:
         failure = Failure(request_id=request_id, code=code, detail=detail)
