@@ -212,7 +212,7 @@ def _join_floats(
     if not is_surely_finite and not (is_finite := np.isfinite(joined)).all():
         index = int(np.argmin(is_finite))
         raise BadRequest(
-            f"{_place(index, lengths)}: {name} is {float(joined[index])}", "non_finite"
+            f"{_place(index, lengths)}: {name} is {float(joined[index])}, not finite", "non_finite"
         )
     return joined
 

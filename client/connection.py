@@ -378,9 +378,9 @@ class _Loop:
         sink = self._forget(request_id)
         try:
             result = sink.convert(parts)
-        except WeftError as error:
+        except EngineFailed as error:
             _settle(sink.source, error=error)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the caller did not cause it
             log.exception("an answer could not be read")
             _settle(sink.source, error=EngineFailed(f"unexpected answer: {error!r}"))
         else:

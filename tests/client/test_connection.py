@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 import zmq
-from fake_broker import DEADLINE_S, FakeBroker, failure, forward_backward, reply, silent
+from fake_broker import (
+    DEADLINE_S,
+    FakeBroker,
+    failure,
+    forward_backward,
+    reply,
+    sample,
+    silent,
+)
 
 from weft.client import (
     AdamParams,
@@ -183,6 +191,20 @@ def test_a_nonsense_answer_fails_its_call_alone(broker: FakeBroker, service: Ser
     with pytest.raises(EngineFailed, match="unexpected answer: KeyError"):
         run.optim_step(AdamParams()).result(DEADLINE_S)
     assert service.get_server_capabilities().supported_models
+
+
+def test_a_malformed_answer_is_the_engines_fault(
+    broker: FakeBroker, service: ServiceClient
+) -> None:
+    sampler = service.create_sampling_client(base_model="tiny")
+
+    def answer(header: Any, arrays: Any) -> Any:
+        ((whole, frames),) = sample(header, arrays)
+        return [(whole, [frames[0][:-1], *frames[1:]])]
+
+    broker.answers["sample"] = answer
+    with pytest.raises(EngineFailed, match="needs 4 bytes, its frame has 3"):
+        sampler.sample(PROMPT, 1, PARAMS).result(DEADLINE_S)
 
 
 def test_closing_fails_what_is_not_answered(broker: FakeBroker, service: ServiceClient) -> None:
