@@ -213,7 +213,8 @@ class Accepting:
             work.state = State.QUEUED
             self._outcomes.ready.append(work)
             return
-        self._reserve(work, work.size)
+        if work.reserved != work.size:
+            self._reserve(work, work.size)
         parts = [frames for frames in work.parts if frames is not None]
         self._answers.persist(Accepted(work.run.run_id, work.seq, parts))
         self._outcomes.release(work.run)
@@ -261,7 +262,7 @@ class Accepting:
         elif not is_known:
             if request_id in session.requests or len(work.also) >= ASKERS:
                 raise BadRequest(f"request id {request_id} is taken", "conflict")
-            work.also.append(asker)
+            work.also = (*work.also, asker)
             session.requests[request_id] = work
 
     def _enter(
@@ -359,7 +360,4 @@ class Accepting:
 
 
 def _size(frames: Frames) -> int:
-    size = 0
-    for frame in frames:
-        size += len(frame)
-    return size
+    return sum(map(len, frames))

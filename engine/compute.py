@@ -90,7 +90,9 @@ class Compute:
                 case PassWork():
                     kind = "forward" if item.forward_only else "forward_backward"
                     units = tuple(unit.num_tokens for unit in item.units)
-                    self._queue(item, Job(item.origin.dispatch_id, item.run_id, kind, units))
+                    size = self._runs.unit_bytes(item.run_id)
+                    job = Job(item.origin.dispatch_id, item.run_id, kind, units, size)
+                    self._queue(item, job)
                 case CommandWork():
                     owner = self._controls.owner(item)
                     self._queue(item, Job(item.origin.dispatch_id, owner, item.header.kind))

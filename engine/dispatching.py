@@ -97,7 +97,7 @@ class Dispatcher:
         if header.num_parts == 1:
             replies: list[Frames] = [frames]
         else:
-            if not work.replies:
+            if work.replies is None:
                 work.replies = [None] * min(header.num_parts, self._books.config.parts)
             if not 0 <= header.part < len(work.replies) == header.num_parts:
                 self._finish(worker, work)
@@ -107,7 +107,7 @@ class Dispatcher:
             replies = [reply for reply in work.replies if reply is not None]
             if len(replies) < header.num_parts:
                 return
-            work.replies = []
+            work.replies = None
         window = self._finish(worker, work)
         self._outcomes.done(work, replies)
         if window is not None:
@@ -290,7 +290,7 @@ class Dispatcher:
         if work.state is State.DISPATCHED:
             work.state = State.QUEUED
             work.session.num_waiting += 1
-        work.replies = []
+        work.replies = None
         self._outcomes.ready.append(work)
 
     def _reopen(self, sampler: Sampler, reason: str) -> None:

@@ -104,7 +104,9 @@ def load_compute(
     tokenizer_name = "" if tokenizer is None else str(source.directory)
     compute = Compute(
         network=network,
-        scheduler=Scheduler(plan.batch_tokens, fused=config.is_fused),
+        scheduler=Scheduler(
+            plan.batch_tokens, workspace_bytes=plan.adapter_workspace, fused=config.is_fused
+        ),
         runs=runs,
         trainer=trainer,
         generator=generator,

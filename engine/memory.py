@@ -30,6 +30,7 @@ class MemoryPlan:
     weights: int
     adapter_state: int
     adapter_weights: int
+    adapter_workspace: int  # gathered weights and gradients of a batch
     activations: int
     kv: int
     reserve: int
@@ -42,8 +43,8 @@ class MemoryPlan:
 def plan_memory(free_bytes: int, request: MemoryRequest) -> MemoryPlan:
     """Divide `free_bytes` among weights, adapters, activations and the KV cache.
 
-    A tenth stays in reserve. After the base weights and the fixed workspace, adapters take a half,
-    activations and pages a quarter each. Batches whose activations would not fit recompute them in
+    A tenth stays in reserve. After the base weights and the fixed workspace, adapters take a half
+    (a quarter of it as workspace of a batch), activations and pages a quarter each. Batches whose activations would not fit recompute them in
     backward; the wished batch is made smaller when it does not fit even so.
 
     Raises:
@@ -65,11 +66,13 @@ def plan_memory(free_bytes: int, request: MemoryRequest) -> MemoryPlan:
     plain = activations // max(1, request.activation_bytes_per_token)
     recomputed = activations // max(1, request.checkpointed_bytes_per_token)
     per_parameter = STATE_BYTES_PER_PARAMETER + KEPT_VERSIONS * request.adapter_parameter_bytes
-    state = adapters * STATE_BYTES_PER_PARAMETER // per_parameter
+    workspace = adapters // 4
+    state = (adapters - workspace) * STATE_BYTES_PER_PARAMETER // per_parameter
     return MemoryPlan(
         weights=request.weights + request.workspace,
         adapter_state=state,
-        adapter_weights=adapters - state,
+        adapter_weights=adapters - workspace - state,
+        adapter_workspace=workspace,
         activations=activations,
         kv=kv,
         reserve=reserve,

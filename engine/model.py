@@ -59,6 +59,7 @@ class Decoder:
         self.device, self.dtype = self.embed.device, self.embed.dtype
         head = self.embed if config.is_tied else weights["lm_head.weight"]
         self.head: BaseLinear = DenseLinear(head, row_tile=row_tile)
+        self._is_deterministic = row_tile > 0
         self._norm_D = weights["model.norm.weight"]
         self._rope = Rope(config, self.device, self.dtype)
         self._layers = [_layer(config, weights, i, row_tile) for i in range(config.num_layers)]
@@ -136,7 +137,8 @@ class Decoder:
         x_TD = x_TD + delta_TD
         normed_TD = rms_norm(x_TD, layer.mlp_norm_D, eps)
         gate_TF, up_TF = linears.group(normed_TD, layer.gate_up.bases, layer.gate_up.sites)
-        (delta_TD,) = linears.group(swiglu(gate_TF, up_TF), layer.down.bases, layer.down.sites)
+        inner_TF = swiglu(gate_TF, up_TF, self._is_deterministic)
+        (delta_TD,) = linears.group(inner_TF, layer.down.bases, layer.down.sites)
         return x_TD + delta_TD
 
 

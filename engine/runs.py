@@ -45,6 +45,11 @@ class RunTable:
             raise NotFound(f"no run {run_id!r} on this worker")
         return held
 
+    def unit_bytes(self, run_id: str) -> int:
+        """Workspace that one unit of a run takes in a batch; 0 while the run is not there yet."""
+        held = self._runs.get(run_id)
+        return 0 if held is None else self.store.batch_bytes(held.run.version)
+
     def healthy(self, run_id: str) -> HeldRun:
         """The run, if its weights are finite; raises Conflict `non_finite` otherwise."""
         held = self.run(run_id)

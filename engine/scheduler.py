@@ -4,7 +4,8 @@ Every run has a queue of jobs, in the order of its command log. What may run now
 queue, and for passes (forward, forward_backward) the prefix of passes at the head, since passes
 between two optimizer steps only add gradients. Three rules give the shape of a train step:
 
-- units are taken oldest job first until the token budget is full, from as many runs as are ready;
+- units are taken oldest job first until the budget of tokens or of workspace is full, from as
+  many runs as are ready;
 - of one run a step holds either a slice of one job or several whole jobs, so that a stage never
   mixes a finished job with the beginning of the next;
 - a failed step is repeated smaller: each of its jobs alone, then alone and unit by unit; only a
@@ -29,6 +30,7 @@ class Job:
     run_id: str
     kind: str
     units: tuple[int, ...] = ()
+    unit_bytes: int = 0  # of workspace that each unit takes in a batch, beside its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Scheduler:
     """The queues of all runs and the shares of training and sampling."""
 
     batch_tokens: int
+    workspace_bytes: int = 1 << 62  # that the units of a batch may take together
     fused: bool = True  # False: one run a step, to measure what fusing gains
     _queues: dict[str, deque[_Queued]] = field(default_factory=dict)
     _by_id: dict[int, _Queued] = field(default_factory=dict)
@@ -197,22 +200,25 @@ class Scheduler:
             return _passes(oldest.job.kind, [_take(oldest, room, limit)], [oldest])
         slices: list[Slice] = []
         owners: list[_Queued] = []
-        room = self._budget
+        room, bytes_room = self._budget, self.workspace_bytes
         for head in heads if self.fused else heads[:1]:
             for index, queued in enumerate(self._queues[head.job.run_id]):
                 if queued.job.kind != oldest.job.kind or queued.caution:
                     break
-                is_whole = queued.next_unit == 0 and sum(queued.job.units) <= room
+                units = queued.job.units
+                max_units = bytes_room // max(1, queued.job.unit_bytes)
+                is_whole = queued.next_unit == 0 and sum(units) <= room and len(units) <= max_units
                 if index > 0 and not is_whole:
                     break
-                piece = _take(queued, room if slices else max(room, 1), len(queued.job.units))
+                piece = _take(queued, room, min(max_units, len(units)))
                 if piece.last == piece.first:
                     if slices:
                         break
-                    piece = _take(queued, queued.job.units[queued.next_unit], 1)
+                    piece = _take(queued, units[queued.next_unit], 1)
                 slices.append(piece)
                 owners.append(queued)
                 room -= _tokens(queued, piece)
+                bytes_room -= (piece.last - piece.first) * queued.job.unit_bytes
                 if not piece.ends_job:
                     break
             if room <= 0:

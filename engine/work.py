@@ -1,7 +1,8 @@
 """One request on its way through the broker, from its first part to its acknowledged answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..client.limits import limit
@@ -18,6 +19,8 @@ DECODE_WEIGHT = limit("decode_weight")
 REQUEST_WEIGHT = limit("request_weight")
 # A token travels in 4 to 20 bytes; whoever declares fewer tokens than this is not believed.
 MAX_BYTES_A_TOKEN = 32
+
+NO_USAGE: Mapping[str, int] = MappingProxyType({})
 
 Part = tuple[Header | None, Frames]  # of an answer: header to encode, or None when encoded
 
@@ -85,11 +88,11 @@ class Work:
         self.worker: Worker | None = None  # that it was dispatched to
         self.dispatch_id = 0
         self.epoch = 0
-        self.replies: list[Frames | None] = []  # parts of the worker's answer so far
-        self.usage: dict[str, int] = {}
+        self.replies: list[Frames | None] | None = None  # parts of the worker's answer so far
+        self.usage: Mapping[str, int] = NO_USAGE
         self.answer: Sequence[Part] = ()
         self.answer_bytes = 0
-        self.also: list[tuple[Session, int]] = []  # further askers, by session and request id
+        self.also: tuple[tuple[Session, int], ...] = ()  # further askers: session, request id
 
     def add_part(
         self, part: int, digest: bytes, frames: Frames, size: int, header: Request

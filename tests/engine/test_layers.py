@@ -43,11 +43,14 @@ def test_rms_norm_and_its_gradient_follow_the_formula(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_swiglu_and_its_gradients_follow_the_formula(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_swiglu_and_its_gradients_follow_the_formula(
+    dtype: torch.dtype, is_deterministic: bool
+) -> None:
     gate, up, dy = (random(7, 48, dtype=dtype, seed=seed) for seed in range(3))
     oracle_gate, oracle_up = (x.double().requires_grad_() for x in (gate, up))
 
-    y = swiglu(gate.requires_grad_(), up.requires_grad_())
+    y = swiglu(gate.requires_grad_(), up.requires_grad_(), is_deterministic)
     expected = oracle_gate * oracle_gate.sigmoid() * oracle_up
     gradients = torch.autograd.grad(y, (gate, up), dy)
     oracles = torch.autograd.grad(expected, (oracle_gate, oracle_up), dy.double())
@@ -57,21 +60,36 @@ def test_swiglu_and_its_gradients_follow_the_formula(dtype: torch.dtype) -> None
     assert error(gradients[1], oracles[1]) < TOLERANCE[dtype]
 
 
-def test_a_row_has_the_same_bits_among_other_rows_and_no_nan_of_theirs() -> None:
-    row, weight, dy = random(16, 96), random(96, seed=1), random(16, 96, seed=2)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_among_other_rows_and_no_nan_of_theirs(dtype: torch.dtype) -> None:
+    row, dy = random(1, 37, dtype=dtype), random(1, 37, dtype=dtype, seed=2)
+    weight = random(37, dtype=dtype, seed=1)
     norm_alone, gate_alone = norm_bits(row, weight, dy), gate_bits(row, dy)
 
-    for start in (0, 5, 32):
-        crowd = torch.full((48, 96), float("nan"))
+    for place in range(40):
+        crowd = torch.full((40, 37), float("nan"), dtype=dtype)
         crowd_dy = crowd.clone()
-        crowd[start : start + 16], crowd_dy[start : start + 16] = row, dy
+        crowd[place], crowd_dy[place] = row, dy
 
         for bits, alone in [
             (norm_bits(crowd, weight, crowd_dy), norm_alone),
             (gate_bits(crowd, crowd_dy), gate_alone),
         ]:
             for found, expected in zip(bits, alone, strict=True):
-                assert torch.equal(found[start : start + 16], expected)
+                assert torch.equal(found[place], expected[0])
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_swiglu_is_finite_at_both_ends(is_deterministic: bool) -> None:
+    gate = torch.tensor([[-1e4, -200.0, 200.0, 1e4]], requires_grad=True)
+    up = torch.ones(1, 4, requires_grad=True)
+
+    y = swiglu(gate, up, is_deterministic)
+    dgate, dup = torch.autograd.grad(y, (gate, up), torch.ones_like(y))
+
+    assert y.tolist() == [[0.0, 0.0, 200.0, 1e4]]
+    assert dgate.tolist() == [[0.0, 0.0, 1.0, 1.0]]
+    assert torch.equal(dup, y)
 
 
 def norm_bits(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,5 +100,5 @@ def norm_bits(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 def gate_bits(gate: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
     gate, up = gate.clone().requires_grad_(), gate.flip(-1).requires_grad_()
-    y = swiglu(gate, up)
+    y = swiglu(gate, up, is_deterministic=True)
     return y.detach(), *torch.autograd.grad(y, (gate, up), dy)

@@ -22,8 +22,10 @@ REQUEST = MemoryRequest(
 def test_the_shares_add_up_to_no_more_than_is_free() -> None:
     plan = plan_memory(16 * GB, REQUEST)
     shares = (
-        plan.weights + plan.adapter_state + plan.adapter_weights + plan.activations + plan.kv
-    ) + plan.reserve
+        (plan.weights + plan.adapter_state + plan.adapter_weights + plan.activations + plan.kv)
+        + plan.adapter_workspace
+        + plan.reserve
+    )
     assert shares <= 16 * GB
     assert plan.batch_tokens == 2048
     assert plan.recompute_above_tokens >= 2048

@@ -59,6 +59,20 @@ def test_a_unit_over_the_budget_still_runs_alone() -> None:
     assert made.next(False) == Passes((Slice(1, 0, 1, True),), True, 500)
 
 
+def test_a_batch_keeps_within_its_workspace() -> None:
+    made = Scheduler(100, workspace_bytes=25)
+    for job_id in (1, 2, 3):
+        made.add(Job(job_id, f"r{job_id}", "forward_backward", (10,), unit_bytes=10))
+    assert made.next(False) == Passes((Slice(1, 0, 1, True), Slice(2, 0, 1, True)), True, 20)
+
+
+def test_a_unit_over_the_workspace_still_runs_alone() -> None:
+    made = Scheduler(100, workspace_bytes=5)
+    for job_id in (1, 2):
+        made.add(Job(job_id, f"r{job_id}", "forward_backward", (10,), unit_bytes=10))
+    assert made.next(False) == Passes((Slice(1, 0, 1, True),), True, 10)
+
+
 def test_an_optimizer_step_waits_for_the_passes_before_it() -> None:
     made = scheduler(a_pass(1, "a", 10), Job(2, "a", "optim_step"))
     first = made.next(False)
