@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .errors import BadRequest
-from .tensor_data import NumpyArray, TensorData, is_kept, to_array
+from .tensor_data import NumpyArray, TensorData, from_list, is_kept, to_array
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +35,19 @@ _LIST_DTYPES = {
 class EncodedTextChunk:
     """Token ids in a row."""
 
-    __slots__ = ("tokens_np",)
+    __slots__ = ("source", "tokens_np")
 
     tokens_np: NumpyArray
+    source: list[Any] | None  # a copy of the list they came from, until a datum has looked at it
     type: Literal["encoded_text"] = "encoded_text"
 
     def __init__(self, tokens: "Sequence[int] | NumpyArray | torch.Tensor") -> None:
+        self.source = None
         if is_kept(tokens) and tokens.dtype.kind == "i":
             self.tokens_np = tokens
+        elif isinstance(tokens, list):
+            self.tokens_np = from_list(tokens, "int64")
+            self.source = tokens.copy()  # the caller may change his
         else:
             self.tokens_np = to_array(tokens, "int64")
         if self.tokens_np.ndim != 1:
@@ -155,9 +160,11 @@ class Datum:
     ) -> None:
         self.model_input = model_input
         self.loss_fn_inputs = {
-            name: value if type(value) is TensorData else _loss_input(name, value)
+            name: value if type(value) is TensorData else _loss_input(name, value, model_input)
             for name, value in loss_fn_inputs.items()
         }
+        for chunk in model_input.chunks:
+            chunk.source = None
 
     def __repr__(self) -> str:
         names = ", ".join(self.loss_fn_inputs)
@@ -171,7 +178,7 @@ class Datum:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _loss_input(name: str, value: Any) -> TensorData:
+def _loss_input(name: str, value: Any, model_input: ModelInput) -> TensorData:
     if isinstance(value, TensorData):
         return value
     if not isinstance(value, (list, tuple)):
@@ -181,7 +188,18 @@ def _loss_input(name: str, value: Any) -> TensorData:
         raise BadRequest(
             f"loss input {name!r} is a plain list and has no known dtype; give a TensorData"
         )
-    return TensorData(list(value), dtype)  # pyright: ignore[reportUnknownArgumentType]
+    values: list[Any] = value if isinstance(value, list) else list(value)  # pyright: ignore
+    shifted = _shifted(values, model_input) if name == "target_tokens" else None
+    return TensorData(from_list(values, dtype) if shifted is None else shifted)
+
+
+def _shifted(values: list[Any], model_input: ModelInput) -> NumpyArray | None:
+    """Targets that are the input's next tokens; comparing the lists is quicker than reading one."""
+    source = model_input.chunks[0].source if len(model_input.chunks) == 1 else None
+    if source is None or len(values) != len(source) or values[:-1] != source[1:]:
+        return None
+    tokens = model_input.chunks[0].tokens_np
+    return np.concatenate((tokens[1:], from_list(values[-1:], "int64")))
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -99,6 +99,20 @@ def test_plain_lists_are_taken_for_known_inputs_alone() -> None:
         Datum(ModelInput.from_ints([1]), {"mask": [1]})
 
 
+@pytest.mark.parametrize("targets", [[6, 7, 8], [6, 9, 8], [6, 7]], ids=["next", "other", "short"])
+def test_targets_are_taken_as_given(targets: list[int]) -> None:
+    datum = Datum(ModelInput.from_ints([5, 6, 7]), {"target_tokens": targets})
+    assert datum.loss_fn_inputs["target_tokens"].tolist() == targets
+
+
+def test_tokens_that_change_after_they_were_given_do_not_change_the_targets() -> None:
+    tokens = [5, 6, 7]
+    model_input = ModelInput.from_ints(tokens)
+    tokens[1] = 50
+    datum = Datum(model_input, {"target_tokens": [*tokens[1:], 8]})
+    assert datum.loss_fn_inputs["target_tokens"].tolist() == [50, 7, 8]
+
+
 def test_a_sequence_has_lists_and_arrays() -> None:
     sequence = SampledSequence(stop_reason="stop", tokens=[1, 2], logprobs=[-0.5, -1.0])
     assert sequence.tokens + [3] == [1, 2, 3]  # noqa: RUF005
