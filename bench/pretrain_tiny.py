@@ -4,7 +4,7 @@
 
 made the one that ships, in seven minutes on one core: 53 % of held-out two-digit sums right at
 temperature 1 (n = 600), lists and copies 97 % and more, so that tenants find something to teach.
-The text comes from `engine/tiny_text.py`; equal arguments on equal hardware give equal weights.
+The text comes from `engine/demo/tiny_text.py`; equal arguments on equal hardware give equal weights.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from weft.engine import tiny_text
-from weft.engine.tiny_text import Document
+from weft.engine.demo import tiny_text
+from weft.engine.demo.tiny_text import Document
 
 MAX_CONTEXT = 4096
 PROMPT_WEIGHT = 0.1  # the prompts are random: predicting them teaches form only

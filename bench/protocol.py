@@ -43,7 +43,7 @@ from weft.client.messages import (
     WorkerReady,
 )
 from weft.client.types import Datum, ModelInput
-from weft.engine.broker import Broker
+from weft.engine.broker.shell import Broker
 
 CARD = ModelCard(name="bench", vocab_size=151_936, max_context=32_768, max_rank=256)
 NUM_DATUMS, DATUM_TOKENS = 256, 512

@@ -28,18 +28,18 @@ from harness import Table, write_result
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from weft.engine.adapters import AdapterStore
-from weft.engine.attention import PackedAttention
-from weft.engine.commands import Origin, PassWork
-from weft.engine.head import Head
-from weft.engine.linear import FrozenLinears
-from weft.engine.model import Decoder
-from weft.engine.optimizer import step as optimizer_step
-from weft.engine.runs import HeldRun, RunTable
-from weft.engine.scheduler import Passes, Slice
+from weft.engine.adapters.head import Head
+from weft.engine.adapters.optimizer import step as optimizer_step
+from weft.engine.adapters.store import AdapterStore
+from weft.engine.model.attention import PackedAttention
+from weft.engine.model.decoder import Decoder
+from weft.engine.model.linear import FrozenLinears
 from weft.engine.trace import Trace
-from weft.engine.train import Trainer
-from weft.engine.units import cut_units
+from weft.engine.worker.commands import Origin, PassWork
+from weft.engine.worker.runs import HeldRun, RunTable
+from weft.engine.worker.scheduler import Passes, Slice
+from weft.engine.worker.train import Trainer
+from weft.engine.worker.units import cut_units
 
 VOCAB_SIZE = 151_936
 RANKS = (4, 8, 16, 32, 64, 16, 8, 4, 64, 32, 16, 8, 4, 16, 32, 64)

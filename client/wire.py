@@ -104,6 +104,8 @@ def _digest(fields: dict[str, Any], frames: Sequence[Buffer]) -> bytes:
 
 Check = Callable[[Any, str], Any]
 
+_EXACT = (int, float, str, bool, bytes)
+
 
 class _Record:
     """The fields of one dataclass, with what reads each of them."""
@@ -117,6 +119,8 @@ class _Record:
         self.checks: dict[str, Check] = {
             field.name: _check_for(hints[field.name]) for field in fields
         }
+        # Values of exactly these types need no look by a check; of 64 bits they are all but int.
+        self.plain = {key: hint for key, hint in hints.items() if hint in _EXACT}
         self.paths = {field.name: f"{name}.{field.name}" for field in fields}
         self.required = tuple(
             field.name
@@ -131,8 +135,11 @@ class _Record:
         self.nested = {key: nested[key] for key in self.names if key in nested}
 
     def build(self, fields: dict[str, Any]) -> Any:
-        checks, paths = self.checks, self.paths
+        checks, paths, plain = self.checks, self.paths, self.plain
         for key, value in fields.items():
+            kind = type(value)
+            if kind is plain.get(key) and (kind is not int or value < _MAX_INT):
+                continue
             if key not in checks:
                 raise Malformed(f"{self.name} has no field {_short(key)}")
             fields[key] = checks[key](value, paths[key])

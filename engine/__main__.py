@@ -13,7 +13,7 @@ from typing import Any
 
 from ..client.environment import DEFAULT_ADDRESS, server_address
 from ..client.errors import WeftError
-from .worker_config import DEVICES, DTYPES, WorkerConfig
+from .worker.config import DEVICES, DTYPES, WorkerConfig
 
 NEEDED = ("torch", "transformers", "safetensors")
 
@@ -140,7 +140,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 def run_demo(arguments: argparse.Namespace) -> int:
     """Run the demo on a worker of its own."""
     require_engine()
-    from .demo import main as demo_main
+    from .demo.run import main as demo_main
 
     return demo_main(is_quick=arguments.quick)
 

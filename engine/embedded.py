@@ -16,11 +16,11 @@ import zmq
 
 from ..client.errors import EngineFailed, WeftError
 from ..client.service import ServiceClient
-from .broker import Broker
-from .checkpoints import CheckpointFiles
-from .launch import WorkerProcess
-from .worker import Assignment, run_worker
-from .worker_config import WorkerConfig
+from .broker.shell import Broker
+from .worker.checkpoints import CheckpointFiles
+from .worker.config import WorkerConfig
+from .worker.launch import WorkerProcess
+from .worker.process import Assignment, run_worker
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from weft.engine import tiny_text
-from weft.engine.tiny_text import Document
+from weft.engine.demo import tiny_text
+from weft.engine.demo.tiny_text import Document
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "pretrain_tiny.py"
 

@@ -11,11 +11,13 @@ import torch
 from tenants import make_data, train
 
 from weft.client import AdamParams, APIFuture, BadRequest, EngineFailed, ServiceClient
-from weft.engine import Engine, head, lora, model
-from weft.engine.adapters import AdapterStore
-from weft.engine.commands import PassWork
-from weft.engine.scheduler import Passes
-from weft.engine.train import Outcome, Trainer
+from weft.engine import Engine
+from weft.engine.adapters import head, lora
+from weft.engine.adapters.store import AdapterStore
+from weft.engine.model import decoder as model
+from weft.engine.worker.commands import PassWork
+from weft.engine.worker.scheduler import Passes
+from weft.engine.worker.train import Outcome, Trainer
 
 NUM_LAYERS = 2
 RANKS = (4, 7, 16)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sampling_helpers import Bench, V, Watched, drain, prompt_of, request, run, tokens_of
 
-from weft.engine.adapters import WeightsVersion
-from weft.engine.generate import SampleDone, SampleFailed
+from weft.engine.adapters.store import WeightsVersion
+from weft.engine.sampling.generate import SampleDone, SampleFailed
 
 
 @pytest.fixture(scope="module")

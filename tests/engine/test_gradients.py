@@ -12,12 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from random_models import save_random_model
 from torch import Tensor
 
-from weft.engine.adapters import AdapterStore, Run
-from weft.engine.attention import PackedAttention
-from weft.engine.head import Head
-from weft.engine.lora import LoraLinears
-from weft.engine.losses import LossBatch
-from weft.engine.model import Decoder
+from weft.engine.adapters.head import Head
+from weft.engine.adapters.lora import LoraLinears
+from weft.engine.adapters.losses import LossBatch
+from weft.engine.adapters.store import AdapterStore, Run
+from weft.engine.model.attention import PackedAttention
+from weft.engine.model.decoder import Decoder
 
 MODULES = {
     "q": "self_attn.q_proj",

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 import weft.engine
-from weft.engine import tiny_text
-from weft.engine.demo_tasks import Item, is_right, sums
+from weft.engine.demo import tiny_text
+from weft.engine.demo.tasks import Item, is_right, sums
 
 TINY = Path(weft.engine.__path__[0]) / "tiny"
 MAX_BYTES = 6_000_000

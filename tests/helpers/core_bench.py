@@ -22,9 +22,10 @@ from weft.client.messages import (
     WorkerHello,
     WorkerReady,
 )
-from weft.engine.broker_config import BrokerConfig
-from weft.engine.broker_core import BrokerCore
-from weft.engine.broker_events import (
+from weft.engine.broker.catalog import Checkpoint
+from weft.engine.broker.config import BrokerConfig
+from weft.engine.broker.core import BrokerCore
+from weft.engine.broker.events import (
     Action,
     ClientMessage,
     Event,
@@ -35,7 +36,6 @@ from weft.engine.broker_events import (
     ToWorker,
     WorkerMessage,
 )
-from weft.engine.catalog import Checkpoint
 
 SESSION = "a" * 32
 OTHER = "b" * 32

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weft.engine.adapters import MASTER, AdapterStore, Run
-from weft.engine.config import Site
-from weft.engine.linear import DenseLinear
-from weft.engine.lora import LoraLinears
+from weft.engine.adapters.lora import LoraLinears
+from weft.engine.adapters.store import MASTER, AdapterStore, Run
+from weft.engine.model.config import Site
+from weft.engine.model.linear import DenseLinear
 from weft.kernels.reference import Adapter
 
 SITES = [

@@ -11,18 +11,18 @@ import torch
 from random_models import save_random_model
 from torch import Tensor
 
-from weft.engine.adapters import AdapterStore, WeightsVersion
-from weft.engine.checkpoint_files import linear_name
-from weft.engine.config import UNEMBED
-from weft.engine.generate import (
+from weft.engine.adapters.store import AdapterStore, WeightsVersion
+from weft.engine.model.checkpoint_files import linear_name
+from weft.engine.model.config import UNEMBED
+from weft.engine.model.decoder import Decoder
+from weft.engine.sampling.generate import (
     Generator,
     SampleDone,
     SampledSequence,
     SampleFailed,
     SampleRequest,
 )
-from weft.engine.kv_cache import KVCache
-from weft.engine.model import Decoder
+from weft.engine.sampling.kv_cache import KVCache
 
 ALPHA = 32.0
 V = 97  # vocabulary of the tests' models

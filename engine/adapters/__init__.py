@@ -1,0 +1,1 @@
+"""Adapters: their state, weights versions, linears, losses, head and optimizer."""

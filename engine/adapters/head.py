@@ -1,0 +1,204 @@
+"""The language-model head: log-probabilities, losses and their gradient, a few rows at a time.
+
+Three steps for each chunk, in one workspace: logits and log-probabilities; coefficients of the
+losses; gradients. The logits of a batch are never in memory at once. Rows without a loss have no
+backward, by selection. Training is at temperature 1.
+T rows of the batch, C rows of a chunk, D model width, V vocabulary, E entries of a piece, L rows
+of an entry, R padded rank.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...kernels.head import subtract_one_hot_, target_logprobs_
+from ...kernels.head_plan import Chunk, Piece, cut_head
+from ...kernels.lora import add_weight_gradient, shrink, weight_gradient
+from ..model.linear import BaseLinear
+from .lora import LoraLinears
+from .lora_batch import LoraBatch
+from .losses import LossBatch, coefficients
+from .targets import Targets
+
+ROW_TILE = 16  # deterministic chunks have a multiple of so many rows
+
+
+@dataclass(frozen=True, slots=True)
+class HeadResult:
+    """Outputs of the head for a batch; rows that nobody asked for are 0."""
+
+    logprobs_T: Tensor  # float32
+    losses_T: Tensor  # float32
+    dhidden_TD: Tensor | None = None  # gradient of the sum of all losses
+
+
+class Head:
+    """Applies the unembedding with its adapters and the losses.
+
+    Args:
+        base: the frozen unembedding, [V, D].
+        site: its index among the sites.
+        chunk_rows: rows of logits held at a time, a multiple of 16.
+    """
+
+    def __init__(self, base: BaseLinear, site: int, *, chunk_rows: int = 256) -> None:
+        if chunk_rows <= 0 or chunk_rows % ROW_TILE:
+            raise ValueError(f"chunk_rows is {chunk_rows}, not a multiple of {ROW_TILE}")
+        self.base = base
+        self.site = site
+        self.chunk_rows = chunk_rows
+
+    @torch.no_grad()
+    def forward(
+        self, hidden_TD: Tensor, losses: LossBatch, linears: LoraLinears
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the targets and losses, [T] float32 each; 0 where not asked for."""
+        result = self._blank(hidden_TD)
+        self._run(hidden_TD, losses, linears, result, losses.is_scored_host)
+        return result.logprobs_T, result.losses_T
+
+    @torch.no_grad()
+    def forward_backward(
+        self, hidden_TD: Tensor, losses: LossBatch, linears: LoraLinears
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the gradient of the sum of the losses by the hidden states, [T, D].
+
+        Gradients of adapters on the unembedding wait in planes for `linears.flush`.
+        """
+        dhidden_TD = torch.zeros_like(hidden_TD)
+        result = self._blank(hidden_TD, dhidden_TD)
+        is_trained = losses.is_scored_host & losses.is_trained_host
+        self._run(hidden_TD, losses, linears, result, losses.is_scored_host & ~is_trained)
+        self._run(hidden_TD, losses, linears, result, is_trained, is_trained=True)
+        return result.logprobs_T, result.losses_T, dhidden_TD
+
+    def _blank(self, hidden_TD: Tensor, dhidden_TD: Tensor | None = None) -> HeadResult:
+        logprobs_T = torch.zeros(hidden_TD.shape[0], device=hidden_TD.device)
+        return HeadResult(logprobs_T, torch.zeros_like(logprobs_T), dhidden_TD)
+
+    def _run(
+        self,
+        hidden_TD: Tensor,
+        losses: LossBatch,
+        linears: LoraLinears,
+        result: HeadResult,
+        is_chosen: npt.NDArray[np.bool_],
+        is_trained: bool = False,
+    ) -> None:
+        """Pass the chosen rows through the head, with backward or without."""
+        rows = np.flatnonzero(is_chosen)
+        if not len(rows):
+            return
+        units = np.repeat(np.arange(len(losses.row_counts)), losses.row_counts)
+        counts = np.bincount(units[rows], minlength=len(losses.row_counts))
+        runs = linears.runs if is_trained else [None] * len(linears.runs)
+        batch = LoraBatch(
+            linears.store,
+            Targets.UNEMBED,
+            linears.versions,
+            runs,
+            counts,
+            unit_order=linears.unit_order,
+            is_deterministic=linears.is_deterministic,
+            is_fine=True,
+            workspace=linears.workspace,
+        )
+        if is_trained:
+            linears.add_batch(batch)
+        multiple = ROW_TILE if linears.is_deterministic else 1
+        for chunk in cut_head(batch.plan, self.chunk_rows, multiple):
+            _ChunkPass(self, batch, chunk, rows, hidden_TD, losses, result).run(is_trained)
+        if is_trained:
+            batch.mark_written((self.site,))
+
+
+class _ChunkPass:
+    """The three steps for one chunk."""
+
+    def __init__(
+        self,
+        head: Head,
+        batch: LoraBatch,
+        chunk: Chunk,
+        rows: npt.NDArray[np.int64],
+        hidden_TD: Tensor,
+        losses: LossBatch,
+        result: HeadResult,
+    ) -> None:
+        self._base, self._sites = head.base, (head.site,)
+        self._batch, self._chunk, self._losses, self._result = batch, chunk, losses, result
+        device = hidden_TD.device
+        is_real = chunk.rows >= 0
+        self._rows_C = torch.from_numpy(rows[chunk.rows[is_real]]).to(device)
+        self._places_C: Tensor | None = None
+        if not is_real.all():
+            self._places_C = torch.from_numpy(np.flatnonzero(is_real)).to(device)
+        self._x_CD = self._spread(hidden_TD.index_select(0, self._rows_C))
+        self._targets_C = self._spread(losses.targets_T.index_select(0, self._rows_C))
+        self._projections: list[Tensor] = []
+
+    def run(self, is_trained: bool) -> None:
+        probabilities_CV, logprobs_C = self._logprobs()
+        losses_C, slopes_C = coefficients(self._losses, self._rows_C, logprobs_C)
+        self._result.logprobs_T.index_copy_(0, self._rows_C, logprobs_C)
+        self._result.losses_T.index_copy_(0, self._rows_C, losses_C)
+        if is_trained and self._result.dhidden_TD is not None:
+            dx_CD = self._backward(probabilities_CV, self._spread(slopes_C))
+            self._result.dhidden_TD.index_copy_(0, self._rows_C, self._collect(dx_CD))
+
+    def _logprobs(self) -> tuple[Tensor, Tensor]:
+        workspace, dtype = self._batch.workspace, self._x_CD.dtype
+        shape = (self._x_CD.shape[0], self._base.shape[0])
+        logits_CV = workspace.take("logits", shape, dtype)
+        self._base.forward(self._x_CD, logits_CV)
+        for piece in self._chunk.pieces:
+            a_ERD, (bt_ERV,), scale_E = self._batch.weights(piece.block, self._sites)
+            s_ELR = shrink(_view(self._x_CD, piece), a_ERD, scale_E)
+            _view(logits_CV, piece).baddbmm_(s_ELR, bt_ERV)
+            self._projections.append(s_ELR)
+        if dtype != torch.float32:
+            logits_CV = workspace.take("logits", shape, torch.float32).copy_(logits_CV)
+        logprobs_C = target_logprobs_(logits_CV, self._targets_C)
+        return logits_CV, self._collect(logprobs_C)
+
+    def _backward(self, probabilities_CV: Tensor, slopes_C: Tensor) -> Tensor:
+        """dx [C, D], and the planes of the unembedding's adapters.
+
+        dlogits = slope * (one_hot - probabilities); the slope is applied to the narrow factors.
+        """
+        dlogits_CV = subtract_one_hot_(probabilities_CV, self._targets_C)
+        dtype = self._x_CD.dtype
+        if dtype != torch.float32:
+            shape = (dlogits_CV.shape[0], dlogits_CV.shape[1])
+            dlogits_CV = self._batch.workspace.take("logits", shape, dtype).copy_(dlogits_CV)
+        slopes_C1 = slopes_C.neg_()[:, None]
+        dx_CD = self._base.backward_input(dlogits_CV).mul_(slopes_C1)
+        for piece, s_ELR in zip(self._chunk.pieces, self._projections, strict=True):
+            a_ERD, (bt_ERV,), scale_E = self._batch.weights(piece.block, self._sites)
+            slopes_EL1, g_ELV = _view(slopes_C1, piece), _view(dlogits_CV, piece)
+            ds_ELR = shrink(g_ELV, bt_ERV, scale_E).mul_(slopes_EL1)
+            if self._batch.stacks[piece.block.stack].planes:
+                da_ERD, (dbt_ERV,) = self._batch.planes(piece.block, self._sites)
+                write = weight_gradient if piece.is_first else add_weight_gradient
+                write(dbt_ERV, s_ELR.mul_(slopes_EL1), g_ELV)
+                write(da_ERD, ds_ELR, _view(self._x_CD, piece))
+            _view(dx_CD, piece).baddbmm_(ds_ELR, a_ERD)
+        return dx_CD
+
+    def _spread(self, values_C: Tensor) -> Tensor:
+        """Put the real rows in their places; padding is zero."""
+        if self._places_C is None:
+            return values_C
+        spread = values_C.new_zeros(len(self._chunk.rows), *values_C.shape[1:])
+        return spread.index_copy_(0, self._places_C, values_C)
+
+    def _collect(self, values_C: Tensor) -> Tensor:
+        """The real rows alone."""
+        return values_C if self._places_C is None else values_C.index_select(0, self._places_C)
+
+
+def _view(x_CD: Tensor, piece: Piece) -> Tensor:
+    return x_CD[piece.start : piece.stop].view(piece.block.num_entries, piece.length, -1)

@@ -1,0 +1,423 @@
+"""The adapters of all tenants on one device: training state, gradients, weights versions.
+
+Two arenas. The state arena holds five fp32 planes with equal offsets: master, two planes that are
+gradient and stage in turn, and the two moments. The weights arena holds compute weights as
+immutable counted versions. Blocks are laid out by `kernels.layout`: A rows [r, D] as in `lora_a`,
+then Bt rows [r, O], the transpose of `lora_b` [O, r]; this file is where the two are converted.
+The first granule of the weights arena is zero and stands for rows that an adapter does not have.
+Touched only by the compute thread.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...client.errors import BadRequest, Busy
+from ...client.limits import limit
+from ...kernels.plan import rank_bucket
+from ..model.config import Site
+from .arena import Blocks
+from .targets import NOTHING, PORTIONS, Targets, layout_of, targets_of
+
+MASTER, GRADIENT, STAGE, MOMENT1, MOMENT2 = range(5)  # gradient and stage swap, see Run
+NUM_PLANES = 5
+
+
+@dataclass(eq=False, slots=True)
+class WeightsVersion:
+    """One immutable set of compute weights; lives while `references` is above zero."""
+
+    id: int  # unique in the store; an update in place makes a new version of the same block
+    rank: int
+    scale: float  # alpha / rank
+    targets: Targets
+    start: int  # granule in the weights arena
+    references: int = 1
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """One adapter in training. Change it through its store only."""
+
+    rank: int
+    alpha: float
+    targets: Targets
+    start: int  # granule in the state arena
+    size: int  # granules
+    version: WeightsVersion  # the weights that its next forward uses
+    step: int = 0  # optimizer steps taken
+    has_gradient: bool = False
+    gradient_plane: int = GRADIENT
+    is_staging: bool = False  # between begin and commit or discard
+    stage_written: Targets = NOTHING  # families in the stage; the others stand for zeros
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def stage_plane(self) -> int:
+        return GRADIENT + STAGE - self.gradient_plane
+
+
+class AdapterStore:
+    """Arenas, runs and versions of one device.
+
+    Args:
+        sites: `ModelConfig.sites()`.
+        device, dtype: where everything lives, and the type of the compute weights.
+        state_bytes, weights_bytes: sizes of the two arenas.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        state_bytes: int,
+        weights_bytes: int,
+    ) -> None:
+        self.sites = tuple(sites)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.layout = layout_of(self.sites)
+        granule = self.layout.granule
+        num_state = state_bytes // (NUM_PLANES * granule * 4)
+        num_weights = max(1, weights_bytes // (granule * dtype.itemsize))
+        self.state = torch.empty(NUM_PLANES, num_state * granule, device=device)
+        self.weights = torch.empty(num_weights, granule, dtype=dtype, device=device)
+        self.weights[0] = 0
+        self._state_blocks = Blocks(num_state)
+        self._weights_blocks = Blocks(num_weights, reserved=1)
+        self._ids = count(1)
+
+    # --- runs and versions
+
+    def create(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        train_attn: bool,
+        train_mlp: bool,
+        train_unembed: bool,
+        seed: int,
+    ) -> Run:
+        """Make a new adapter: A uniform in +-1/sqrt(D) from `seed`, B zero.
+
+        Raises:
+            BadRequest: a rank out of range, an alpha that is not finite and positive, no target.
+            Busy: an arena is full.
+        """
+        targets = targets_of(train_attn, train_mlp, train_unembed)
+        size = self._check(rank, alpha, targets)
+        start = self._state_blocks.take(size)
+        if start is None:
+            raise Busy(f"no room for the training state of an adapter of rank {rank}")
+        try:
+            version = self._new_version(rank, alpha / rank, targets)
+        except Busy:
+            self._state_blocks.give(start)
+            raise
+        run = Run(rank, float(alpha), targets, start, size, version)
+        for plane in (MASTER, MOMENT1, MOMENT2):
+            self.flat(run, plane).zero_()
+        self._initialise(run, seed)
+        self.version_flat(version).copy_(self.flat(run, MASTER))
+        return run
+
+    def drop(self, run: Run) -> None:
+        """Free a run's state; its version lives on while others hold it."""
+        self._state_blocks.give(run.start)
+        self.release(run.version)
+
+    def retain(self, version: WeightsVersion) -> WeightsVersion:
+        """Hold a version: later optimizer steps of its run will not touch it."""
+        assert version.references > 0, "version was freed"
+        version.references += 1
+        return version
+
+    def release(self, version: WeightsVersion) -> None:
+        """Give up a hold; the last one frees the memory."""
+        assert version.references > 0, "version was freed"
+        version.references -= 1
+        if version.references == 0:
+            self._weights_blocks.give(version.start)
+
+    def prepare_version(self, run: Run) -> WeightsVersion:
+        """Where the next weights of a run go: its own block when nobody else holds that, or a new
+        one. Nothing changes until `publish`; to give up an unpublished version, `forget` it.
+
+        Raises:
+            Busy: the weights arena is full.
+        """
+        old = run.version
+        if old.references == 1:
+            return WeightsVersion(next(self._ids), old.rank, old.scale, old.targets, old.start)
+        return self._new_version(old.rank, old.scale, old.targets)
+
+    def forget(self, run: Run, version: WeightsVersion) -> None:
+        """Undo `prepare_version`."""
+        if version.start != run.version.start:
+            self.release(version)
+
+    def publish(self, run: Run, version: WeightsVersion) -> None:
+        """Make a prepared and written version the run's weights."""
+        old, run.version = run.version, version
+        if old.start == version.start:
+            old.references = 0
+        else:
+            self.release(old)
+
+    # --- gradients
+
+    def begin(self, *runs: Run) -> None:
+        """Open the stage of each run: a copy of its gradient, or zeros when it has none."""
+        for run in runs:
+            assert not run.is_staging, "stage is open"
+            run.is_staging = True
+            run.stage_written = run.targets if run.has_gradient else NOTHING
+        held = [run for run in runs if run.has_gradient]
+        if held:
+            torch._foreach_copy_(
+                [self.flat(run, run.stage_plane) for run in held],
+                [self.flat(run, run.gradient_plane) for run in held],
+            )
+
+    def add_to_stages(
+        self, runs: Sequence[Run], gradients: Sequence[Sequence[Tensor]], portion: Targets
+    ) -> None:
+        """Add flat fp32 gradients to a portion of open stages, in the order given.
+
+        A run may occur several times. The number of operations grows with the most often that one
+        run occurs, not with the number of runs. Allocates nothing.
+
+        Args:
+            runs: whose stage takes each gradient.
+            gradients: flat tensors each, one after the other as long as the run's `portion`.
+            portion: families that lie side by side.
+        """
+        waves: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
+        seen: dict[int, int] = {}
+        for run, gradient in zip(runs, gradients, strict=True):
+            assert run.is_staging, "stage is not open"
+            wave = seen[id(run)] = seen.get(id(run), -1) + 1
+            is_fresh = not run.stage_written & portion
+            stage = self.flat(run, run.stage_plane, portion)
+            pieces = torch.split(stage, [piece.numel() for piece in gradient])
+            waves.setdefault((wave, is_fresh), []).extend(zip(pieces, gradient, strict=True))
+            run.stage_written |= run.targets & portion
+        for (_, is_fresh), pairs in sorted(waves.items(), key=lambda item: item[0]):
+            put: Callable[..., None] = torch._foreach_copy_ if is_fresh else torch._foreach_add_
+            put([stage for stage, _ in pairs], [gradient for _, gradient in pairs])
+
+    def stage_is_finite(self, runs: Sequence[Run]) -> list[bool]:
+        """Whether the norm of each open stage is finite. Waits for the device."""
+        parts = [
+            (index, self.flat(run, run.stage_plane, portion))
+            for index, run in enumerate(runs)
+            for portion in PORTIONS
+            if run.stage_written & portion
+        ]
+        finite = [True] * len(runs)
+        for (index, _), norm in zip(parts, self.norms([flat for _, flat in parts]), strict=True):
+            finite[index] &= norm < float("inf")
+        return finite
+
+    def commit(self, *runs: Run) -> None:
+        """The stage becomes the gradient."""
+        unwritten = [
+            self.flat(run, run.stage_plane, portion)
+            for run in runs
+            for portion in PORTIONS
+            if run.targets & portion & ~run.stage_written
+        ]
+        if unwritten:
+            torch._foreach_zero_(unwritten)
+        for run in runs:
+            assert run.is_staging, "stage is not open"
+            run.gradient_plane = run.stage_plane
+            run.has_gradient = True
+            run.is_staging, run.stage_written = False, NOTHING
+
+    def discard(self, *runs: Run) -> None:
+        """Forget the stage; the gradient stays what it was before `begin`."""
+        for run in runs:
+            run.is_staging, run.stage_written = False, NOTHING
+
+    def norms(self, flats: Sequence[Tensor]) -> list[float]:
+        """Euclidean norm of each tensor; infinite or NaN when one of its elements is."""
+        if not flats:
+            return []
+        norms: list[float] = torch.stack(torch._foreach_norm(list(flats))).tolist()
+        return norms
+
+    # --- files
+
+    def export_weights(self, version: WeightsVersion) -> dict[str, Tensor]:
+        """Copies of a version's weights, fp32 on the host: `<site>.lora_a` [R, D], `.lora_b`."""
+        flat = self.version_flat(version)
+        return _copies("", self._matrices(flat, version.rank, version.targets))
+
+    def import_weights(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        rank: int,
+        alpha: float,
+        train_attn: bool,
+        train_mlp: bool,
+        train_unembed: bool,
+    ) -> WeightsVersion:
+        """A version without a run, from what `export_weights` gave. The caller holds it.
+
+        Raises:
+            BadRequest: names, shapes or values that do not fit.
+            Busy: the weights arena is full.
+        """
+        targets = targets_of(train_attn, train_mlp, train_unembed)
+        self._check(rank, alpha, targets)
+        self._check_tensors(tensors, rank, targets, ("",))
+        version = self._new_version(rank, alpha / rank, targets)
+        flat = self.version_flat(version).zero_()
+        _fill(self._matrices(flat, rank, targets), "", tensors)
+        return version
+
+    def export_state(self, run: Run) -> tuple[dict[str, Tensor], int]:
+        """Copies of master weights and moments, fp32 on the host, and the step count.
+
+        Names are those of `export_weights`, and for the moments `moment1.<name>`, `moment2.<name>`.
+        """
+        tensors: dict[str, Tensor] = {}
+        for prefix, plane in _STATE_PLANES.items():
+            matrices = self._matrices(self.flat(run, plane), run.rank, run.targets)
+            tensors |= _copies(prefix, matrices)
+        return tensors, run.step
+
+    def import_state(
+        self, run: Run, tensors: Mapping[str, Tensor], step: int, with_optimizer: bool
+    ) -> None:
+        """Replace a run's weights, and its moments and step count or zero; clears gradients.
+
+        Raises:
+            BadRequest: names, shapes or values that do not fit; nothing has changed then.
+            Busy: the old weights are held and the arena has no room for new ones; same.
+        """
+        prefixes = tuple(_STATE_PLANES) if with_optimizer else ("",)
+        self._check_tensors(tensors, run.rank, run.targets, prefixes)
+        version = self.prepare_version(run)
+        for prefix, plane in _STATE_PLANES.items():
+            flat = self.flat(run, plane).zero_()
+            if prefix in prefixes:
+                _fill(self._matrices(flat, run.rank, run.targets), prefix, tensors)
+        self.version_flat(version).copy_(self.flat(run, MASTER))
+        self.publish(run, version)
+        run.step = step if with_optimizer else 0
+        run.has_gradient = False
+        self.discard(run)
+
+    # --- memory
+
+    def batch_bytes(self, version: WeightsVersion) -> int:
+        """What one unit with these weights takes in a train batch: padded weights and gradient."""
+        bucket = int(rank_bucket(np.array([version.rank]))[0])
+        elements = self.layout.block_size(bucket, version.targets) * self.layout.granule
+        return elements * (self.dtype.itemsize + 4)
+
+    def flat(self, run: Run, plane: int, portion: Targets | None = None) -> Tensor:
+        """A run's part of a plane of the state arena, [elements]; of some families or all."""
+        granule = self.layout.granule
+        start, size = 0, run.size
+        if portion is not None:
+            start, size = self.layout.portion_range(run.rank, run.targets, portion)
+        start += run.start
+        return self.state[plane, start * granule : (start + size) * granule]
+
+    def version_flat(self, version: WeightsVersion) -> Tensor:
+        """The compute weights of a version, [elements]."""
+        size = self.layout.block_size(version.rank, version.targets)
+        return self.weights[version.start : version.start + size].view(-1)
+
+    def _matrices(self, flat: Tensor, rank: int, targets: Targets) -> dict[str, Tensor]:
+        """Views in PEFT orientation of a flat block: name -> lora_a [R, D] or lora_b [O, R]."""
+        granule = self.layout.granule
+        matrices: dict[str, Tensor] = {}
+        for site, offsets in self.layout.site_offsets(rank, targets).items():
+            a_rows, b_rows = (
+                flat[offset * granule :][: rank * row * granule].view(rank, row * granule)[
+                    :, :width
+                ]
+                for offset, row, width in zip(
+                    offsets,
+                    self.layout.row_granules(site),
+                    self.layout.shapes[site],
+                    strict=True,
+                )
+            )
+            matrices[f"{self.sites[site].name}.lora_a"] = a_rows
+            matrices[f"{self.sites[site].name}.lora_b"] = b_rows.t()
+        return matrices
+
+    def _new_version(self, rank: int, scale: float, targets: Targets) -> WeightsVersion:
+        start = self._weights_blocks.take(self.layout.block_size(rank, targets))
+        if start is None:
+            raise Busy(f"no room for the weights of an adapter of rank {rank}")
+        return WeightsVersion(next(self._ids), rank, scale, targets, start)
+
+    def _initialise(self, run: Run, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for name, matrix in self._matrices(self.flat(run, MASTER), run.rank, run.targets).items():
+            if name.endswith(".lora_a"):
+                bound = matrix.shape[1] ** -0.5  # kaiming_uniform with a = sqrt(5), as in PEFT
+                values = torch.empty(matrix.shape).uniform_(-bound, bound, generator=generator)
+                matrix.copy_(values)
+
+    def _check(self, rank: int, alpha: float, targets: Targets) -> int:
+        if not 1 <= rank <= limit("rank"):
+            raise BadRequest(f"rank is {rank}; it must be 1 to {limit('rank')}")
+        if not 0 < alpha < float("inf"):
+            raise BadRequest(f"alpha is {alpha}; it must be positive and finite")
+        if not targets:
+            raise BadRequest("train_attn, train_mlp and train_unembed are all false")
+        return self.layout.block_size(rank, targets)
+
+    def _check_tensors(
+        self, tensors: Mapping[str, Tensor], rank: int, targets: Targets, prefixes: Sequence[str]
+    ) -> None:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for site in self.layout.site_offsets(rank, targets):
+            in_features, out_features = self.layout.shapes[site]
+            for prefix in prefixes:
+                shapes[f"{prefix}{self.sites[site].name}.lora_a"] = (rank, in_features)
+                shapes[f"{prefix}{self.sites[site].name}.lora_b"] = (out_features, rank)
+        allowed = {name for name in tensors if name.startswith(_MOMENTS)} | set(shapes)
+        if extra := sorted(set(tensors) - allowed):
+            raise BadRequest(f"the state has {extra[0]!r}, which this adapter does not")
+        for name, shape in shapes.items():
+            if name not in tensors:
+                raise BadRequest(f"the state lacks {name!r}")
+            if tuple(tensors[name].shape) != shape:
+                raise BadRequest(f"{name!r} is {tuple(tensors[name].shape)}, not {shape}")
+            if not torch.isfinite(tensors[name]).all():
+                raise BadRequest(f"{name!r} is not finite", "non_finite")
+
+
+_MOMENTS = ("moment1.", "moment2.")
+_STATE_PLANES = {"": MASTER, "moment1.": MOMENT1, "moment2.": MOMENT2}
+
+
+def _copies(prefix: str, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        prefix + name: matrix.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for name, matrix in matrices.items()
+    }
+
+
+def _fill(matrices: Mapping[str, Tensor], prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, matrix in matrices.items():
+        matrix.copy_(tensors[prefix + name])

@@ -1,0 +1,154 @@
+"""What the broker refuses by looking at a request and its books; workers check the rest."""
+
+import re
+
+from ...client.errors import BadRequest, Busy, Conflict, NotFound
+from ...client.limits import limit
+from ...client.losses import find_loss
+from ...client.messages import (
+    Command,
+    CreateRun,
+    CreateSampler,
+    ForwardBackward,
+    LoadState,
+    ModelCard,
+    OptimStep,
+    Sample,
+    SaveForSampler,
+    SaveState,
+)
+from ...client.paths import CheckpointPath, check_name
+from .books import Books
+from .leases import Run
+from .sessions import Session
+from .work import State
+
+MAX_RANK = limit("rank")
+MAX_SAMPLES = limit("num_samples")
+
+
+def check_command(books: Books, session: Session, run: Run, header: Command) -> None:
+    """Raise the BadRequest that a command deserves, if any."""
+    if header.seq == 0 and type(header) is not CreateRun:
+        raise BadRequest("number 0 of a run is its create_run")
+    match header:
+        case OptimStep():
+            return
+        case ForwardBackward():
+            _check_pass(header)
+        case CreateRun():
+            _check_create(books, session, header)
+        case SaveState():
+            path = str(CheckpointPath(run.run_id, "weights", check_name(header.name)))
+            _check_free(books, session, path, header.overwrite)
+        case SaveForSampler():
+            if not header.name and not header.sampler_id:
+                raise BadRequest("save_for_sampler needs a name, a sampler_id, or both")
+            if header.name:
+                path = str(CheckpointPath(run.run_id, "sampler_weights", check_name(header.name)))
+                _check_free(books, session, path, overwrite=False)
+            if header.sampler_id:
+                check_sampler_id(books, session, header.sampler_id)
+        case LoadState():
+            if not _is_being_saved(run, header):
+                books.catalog.find(header.path, session.tenant, "weights")
+
+
+def check_sampler(books: Books, session: Session, header: CreateSampler) -> str:
+    """Return the base model that a new sampler needs, or raise the BadRequest it deserves."""
+    if bool(header.base_model) == bool(header.model_path):
+        raise BadRequest("create_sampler needs either base_model or model_path")
+    check_sampler_id(books, session, header.sampler_id)
+    if header.model_path:
+        found = books.catalog.find(header.model_path, session.tenant)
+        return found.base_model
+    return header.base_model
+
+
+def check_sampler_id(books: Books, session: Session, sampler_id: str) -> None:
+    """Raise unless the id is of this session's form, free, and within its limit."""
+    if not re.fullmatch(re.escape(session.session_id) + r":sample:[0-9]{1,9}", sampler_id):
+        raise BadRequest(f"sampler id {sampler_id[:80]!r} is not <session_id>:sample:<n>")
+    if sampler_id in books.samplers:
+        raise Conflict(f"sampler {sampler_id} exists")
+    if len(session.samplers) >= books.config.samplers:
+        raise Busy(f"{books.config.samplers} samplers of this session are open")
+
+
+def check_sample(header: Sample) -> None:
+    """Raise the BadRequest that a sample request deserves, if any."""
+    if header.num_tokens < 1:
+        raise BadRequest(f"a prompt of {header.num_tokens} tokens")
+    if not 1 <= header.num_samples <= MAX_SAMPLES:
+        raise BadRequest(f"num_samples is {header.num_samples}, not 1 to {MAX_SAMPLES}")
+    if header.max_tokens < -1:
+        raise BadRequest(f"max_tokens is {header.max_tokens}")
+
+
+def create_model(books: Books, session: Session, header: CreateRun) -> str:
+    """The base model that a new run needs."""
+    if header.from_path:
+        return books.catalog.find(header.from_path, session.tenant, "weights").base_model
+    return header.base_model
+
+
+def _check_pass(header: ForwardBackward) -> None:
+    find_loss(header.loss_fn)
+    if not 0 <= header.part < header.num_parts:
+        raise BadRequest(f"part {header.part} of {header.num_parts}", "malformed")
+    if header.num_datums < 1 or header.num_tokens < header.num_datums:
+        counts = f"{header.num_datums} datums of {header.num_tokens} tokens"
+        raise BadRequest(f"a part with {counts}")
+
+
+def _check_create(books: Books, session: Session, header: CreateRun) -> None:
+    if header.seq != 0:
+        raise BadRequest(f"create_run has number {header.seq}, not 0")
+    model = create_model(books, session, header)
+    if header.from_path:
+        card = _card(books, header.base_model)
+        if card is not None and model not in (card.name, *card.aliases):
+            raise BadRequest(f"{header.from_path} belongs to {model!r}, not {header.base_model!r}")
+        return
+    card = _card(books, model)
+    max_rank = card.max_rank if card is not None else MAX_RANK
+    if not 1 <= header.rank <= max_rank:
+        raise BadRequest(f"rank is {header.rank}, not 1 to {max_rank}")
+    if not (header.train_attn or header.train_mlp or header.train_unembed):
+        raise BadRequest("a run needs at least one of train_attn, train_mlp, train_unembed")
+
+
+def _card(books: Books, model: str) -> ModelCard | None:
+    for card in books.workers.models():
+        if model == card.name or model in card.aliases:
+            return card
+    return None
+
+
+def _check_free(books: Books, session: Session, path: str, overwrite: bool) -> None:
+    if path in books.catalog:
+        if not overwrite:
+            raise Conflict(f"{path} exists")
+    elif books.catalog.count(session.tenant) >= books.config.checkpoints:
+        most = books.config.checkpoints
+        raise BadRequest(f"{most} checkpoints exist, which is the most", "too_large")
+
+
+def _is_being_saved(run: Run, header: LoadState) -> bool:
+    """Whether an earlier, unfinished command of the same run writes the path."""
+    unfinished = (State.HELD, State.QUEUED, State.DISPATCHED, State.SETTLED)
+    return any(
+        isinstance(work.header, SaveState)
+        and work.seq < header.seq
+        and work.state in unfinished
+        and header.path == str(CheckpointPath(run.run_id, "weights", work.header.name))
+        for work in run.log.commands.values()
+    )
+
+
+def find_run(books: Books, session: Session, run_id: str) -> Run:
+    """A run of the session's tenant; raises NotFound for unknown and foreign ones alike."""
+    run = books.runs.get(run_id)
+    if run is None or run.tenant != session.tenant:
+        raise NotFound(f"no run {run_id[:80]!r}")
+    return run

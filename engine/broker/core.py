@@ -1,0 +1,390 @@
+"""The broker's decisions as one state machine: events in, actions out; no socket, clock or thread.
+
+    core = BrokerCore(BrokerConfig())
+    for action in core.handle(ClientMessage(peer, header, frames), now):
+        ...  # ToClient, ToWorker, Persist, Finished
+
+`handle` must be told of every message, of the passing of time (`Tick`) and of the journal's
+progress (`Persisted`). Order within a run is `run_log`'s, fairness `lanes`', placement and credit
+`dispatching`'s, memory of answers `answers`'. This file knows what each message asks for.
+"""
+
+from collections.abc import Callable
+from hmac import compare_digest
+from typing import Any
+
+from ...client.errors import Busy, WeftError
+from ...client.messages import (
+    SPOKEN_VERSIONS,
+    Ack,
+    Cancel,
+    CloseRun,
+    CloseSampler,
+    CreateRun,
+    CreateSampler,
+    Done,
+    Failed,
+    ForwardBackward,
+    Goodbye,
+    Header,
+    Heartbeat,
+    Hello,
+    Known,
+    LoadState,
+    OptimStep,
+    Query,
+    Request,
+    Resume,
+    Sample,
+    SaveForSampler,
+    SaveState,
+    Stop,
+    Void,
+    Watch,
+    Welcome,
+    WorkerHello,
+    WorkerReady,
+)
+from .accepting import Accepting
+from .answers import Answers
+from .books import Books
+from .config import BrokerConfig
+from .dispatching import Dispatcher
+from .events import (
+    Action,
+    CatalogLoaded,
+    ClientGone,
+    ClientMessage,
+    Event,
+    Finished,
+    MalformedMessage,
+    Persisted,
+    StopRequested,
+    Tick,
+    ToClient,
+    ToWorker,
+    WorkerGone,
+    WorkerMessage,
+    WorkerUnreachable,
+)
+from .leases import Phase, Worker
+from .outcomes import Outcomes
+from .queries import Queries
+from .sessions import Session
+from .work import State
+
+_COMMANDS = (CreateRun, ForwardBackward, OptimStep, SaveState, LoadState, SaveForSampler)
+
+
+class BrokerCore:
+    """One broker. See `check_integrity` for what always holds."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        *,
+        server: str = "weft",
+        secret: str = "",
+        tenant_of: Callable[[str], str | None] = lambda api_key: "local",
+        wall_offset: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            config: limits and times.
+            server: name and version, for clients.
+            secret: what workers must show; "" admits any.
+            tenant_of: the tenant of an API key, None for a wrong key.
+            wall_offset: to be added to the `now` of events for seconds since the epoch.
+        """
+        self._config = config
+        self._server = server
+        self._secret = secret
+        self._tenant_of = tenant_of
+        self._books = Books(config)
+        self._books.wall_offset = wall_offset
+        self._answers = Answers(self._books)
+        self._outcomes = Outcomes(self._books, self._answers)
+        self._dispatcher = Dispatcher(self._books, self._answers, self._outcomes)
+        self._accepting = Accepting(self._books, self._answers, self._outcomes, self._dispatcher)
+        self._queries = Queries(self._books)
+        self._stop_by = 0.0
+        self.is_finished = False
+        self._on_event: dict[type, Callable[[Any], None]] = {
+            ClientMessage: self._client_message,
+            WorkerMessage: self._worker_message,
+            Persisted: lambda event: self._answers.persisted(event.number),
+            Tick: self._tick,
+            MalformedMessage: self._malformed,
+            ClientGone: lambda event: self._books.sessions.disconnect(event.peer),
+            WorkerGone: self._worker_gone,
+            WorkerUnreachable: self._worker_unreachable,
+            CatalogLoaded: self._catalog_loaded,
+            StopRequested: self._stop_requested,
+        }
+        accepting = self._accepting
+        self._on_client: dict[type, Callable[[Session, ClientMessage, Any], None]] = {
+            **dict.fromkeys(_COMMANDS, accepting.command),
+            Sample: accepting.sample,
+            Ack: self._ack,
+            Heartbeat: lambda session, message, header: None,
+            Void: accepting.void,
+            CreateSampler: accepting.create_sampler,
+            CloseSampler: accepting.close_sampler,
+            CloseRun: accepting.close_run,
+            Cancel: accepting.cancel,
+            Query: self._query,
+            Watch: self._watch,
+            Resume: self._resume,
+            Goodbye: self._goodbye,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event at monotonic time `now`; the actions are to be taken in their order."""
+        books = self._books
+        books.now = now
+        self._on_event[type(event)](event)
+        ready = self._outcomes.ready
+        while ready:
+            self._dispatcher.submit(ready.popleft())
+        if books.is_stopping and not self.is_finished:
+            self._finish_when_idle()
+        actions, books.actions = books.actions, []
+        return actions
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when the books contradict each other."""
+        books = self._books
+        books.sessions.check_integrity()
+        books.workers.check_integrity()
+        self._answers.check_integrity()
+        self._dispatcher.check_integrity()
+        for run in books.runs.values():
+            run.log.check_integrity()
+            due = run.log.commands.get(run.log.next_seq)
+            is_stuck = due is not None and due.state is State.HELD and not due.missing
+            assert not (
+                is_stuck and (run.phase is Phase.OPEN or (due is not None and due.seq == 0))
+            )
+            assert not (run.code and run.log.held())
+        for sampler in books.samplers.values():
+            assert sampler.sampler_id in sampler.session.samplers
+            assert not sampler.session.is_ended
+
+    # Clients.
+
+    def _client_message(self, message: ClientMessage) -> None:
+        header = message.header
+        session = self._books.sessions.by_peer.get(message.peer)
+        if type(header) is Hello:
+            self._hello(message.peer, header)
+            return
+        if session is None:
+            detail = "this connection has not said hello"
+            self._tell(message.peer, _request_id(header), "unknown_session", detail)
+            return
+        session.last_heard = self._books.now
+        handler = self._on_client.get(type(header))
+        if handler is None:
+            detail = f"a client does not send {header.kind!r}"
+            self._tell(message.peer, 0, "malformed", detail)
+            return
+        try:
+            handler(session, message, header)
+        except WeftError as error:
+            self._books.refuse(session, _request_id(header), error.code, str(error))
+
+    def _hello(self, peer: bytes, header: Hello) -> None:
+        sessions = self._books.sessions
+        common = [version for version in SPOKEN_VERSIONS if version in header.versions]
+        tenant = self._tenant_of(header.api_key)
+        session = sessions.by_id.get(header.session_id)
+        if not common:
+            spoken = ", ".join(map(str, SPOKEN_VERSIONS))
+            detail = f"the server speaks protocol {spoken}, the client {header.versions[:8]}"
+            self._tell(peer, 0, "unsupported_version", detail)
+            return
+        if tenant is None:
+            self._tell(peer, 0, "unauthorized", "the API key is missing or wrong")
+            return
+        if not _is_session_id(header.session_id):
+            self._tell(peer, 0, "bad_request", "a session id is 32 hex digits")
+            return
+        if session is not None and session.tenant != tenant:
+            self._tell(peer, 0, "conflict", "the session id is taken")
+            return
+        if session is None:
+            if self._books.is_stopping:
+                self._tell(peer, 0, "stopping", "the server is shutting down")
+                return
+            if len(sessions) >= self._config.sessions:
+                self._tell(peer, 0, "busy", f"{len(sessions)} sessions are open")
+                return
+            session = sessions.open(header.session_id, tenant, self._books.now)
+            fields = {"session_id": session.session_id, "client": header.client}
+            self._books.note("session_opened", tenant, fields)
+        sessions.connect(session, peer)
+        session.last_heard = session.last_sent = self._books.now
+        welcome = Welcome(
+            version=max(common),
+            session_id=session.session_id,
+            server=self._server,
+            models=self._books.workers.models(),
+            limits=self._config.limits(),
+        )
+        self._books.actions.append(ToClient(peer, welcome))
+
+    def _ack(self, session: Session, message: ClientMessage, header: Ack) -> None:
+        self._answers.acknowledge(session, header.request_ids)
+
+    def _resume(self, session: Session, message: ClientMessage, header: Resume) -> None:
+        works = [(i, session.requests.get(i)) for i in dict.fromkeys(header.request_ids)]
+        whole = [(i, work) for i, work in works if work is not None and work.has_arrived]
+        known = Known(request_ids=[request_id for request_id, _ in whole])
+        self._books.actions.append(ToClient(message.peer, known))
+        for request_id, work in whole:
+            if work.state is State.FINISHED:
+                self._answers.deliver(session, request_id, work)
+
+    def _query(self, session: Session, message: ClientMessage, header: Query) -> None:
+        self._books.reply(session, header.request_id, self._queries.answer(session, header))
+
+    def _watch(self, session: Session, message: ClientMessage, header: Watch) -> None:
+        watchers = self._books.sessions.watchers
+        if header.enabled and len(watchers) >= self._config.watchers and session not in watchers:
+            raise Busy(f"{len(watchers)} clients watch already")
+        (watchers.add if header.enabled else watchers.discard)(session)
+        self._books.reply(session, header.request_id, {})
+
+    def _goodbye(self, session: Session, message: ClientMessage, header: Goodbye) -> None:
+        self._end_session(session, "cancelled", "its session ended")
+
+    def _malformed(self, event: MalformedMessage) -> None:
+        session = self._books.sessions.by_peer.get(event.peer)
+        self._tell(event.peer, event.request_id, event.code, event.detail)
+        if session is not None:
+            session.last_heard = self._books.now
+            self._accepting.malformed(session, event.run_id, event.seq)
+
+    def _end_session(self, session: Session, code: str, detail: str) -> None:
+        self._dispatcher.end_session_work(session, code, detail)
+        runs = [self._books.runs[run_id] for run_id in session.runs]
+        self._books.sessions.close(session)
+        self._answers.close(session)
+        for run in runs:
+            self._outcomes.fail_held(run, code, detail)
+            run.log.use_up()
+            self._outcomes.release(run)
+        self._dispatcher.limit_expired()
+        fields = {"session_id": session.session_id, "detail": detail}
+        self._books.note("session_ended", session.tenant, fields)
+
+    def _tell(self, peer: bytes, request_id: int, code: str, detail: str) -> None:
+        failure = self._books.failure(request_id, code, detail)
+        self._books.actions.append(ToClient(peer, failure))
+
+    # Workers.
+
+    def _worker_message(self, message: WorkerMessage) -> None:
+        header = message.header
+        worker = self._books.workers.by_peer.get(message.peer)
+        kind = type(header)
+        if worker is None:
+            if isinstance(header, WorkerHello):
+                self._worker_hello(message.peer, header)
+            else:  # its leases are gone, or it never had any
+                self._books.actions.append(ToWorker(message.peer, Stop()))
+            return
+        worker.last_heard = self._books.now
+        if kind is Done:
+            self._dispatcher.done(worker, header, message.frames)  # type: ignore[arg-type]
+        elif isinstance(header, Failed):
+            self._dispatcher.failed(worker, header)
+        elif isinstance(header, WorkerReady):
+            self._dispatcher.ready(worker, header)
+
+    def _worker_hello(self, peer: bytes, header: WorkerHello) -> None:
+        workers = self._books.workers
+        if not compare_digest(header.secret.encode(), self._secret.encode()):
+            self._refuse_worker(peer, "unauthorized", "the worker's secret is wrong")
+            return
+        if not set(header.versions) & set(SPOKEN_VERSIONS):
+            self._refuse_worker(peer, "unsupported_version", "no protocol version in common")
+            return
+        known = workers.by_id.get(header.worker_id)
+        if known is not None:
+            self._dispatcher.lose(known, "it has connected anew")
+        quantum = self._config.quantum
+        workers.add(Worker(header.worker_id, peer, header.pid, quantum, self._books.now))
+        self._books.note("worker_loading", "", {"worker_id": header.worker_id})
+
+    def _refuse_worker(self, peer: bytes, code: str, detail: str) -> None:
+        self._books.actions.append(ToWorker(peer, self._books.failure(0, code, detail)))
+
+    def _worker_gone(self, event: WorkerGone) -> None:
+        worker = self._books.workers.by_id.get(event.worker_id)
+        if worker is not None:
+            self._dispatcher.lose(worker, event.detail)
+
+    def _worker_unreachable(self, event: WorkerUnreachable) -> None:
+        worker = self._books.workers.by_peer.get(event.peer)
+        if worker is not None:
+            self._dispatcher.lose(worker, "it cannot be reached")
+
+    def _catalog_loaded(self, event: CatalogLoaded) -> None:
+        for checkpoint in event.checkpoints:
+            self._books.catalog.add(checkpoint)
+
+    # Time.
+
+    def _tick(self, event: Tick) -> None:
+        books, config = self._books, self._config
+        self._answers.expire()
+        for session in list(books.sessions.by_id.values()):
+            if books.now - session.last_heard > config.session_ttl_s:
+                detail = f"the session was silent for {config.session_ttl_s:g} s"
+                self._end_session(session, "session_expired", detail)
+            elif session.peer and books.now - session.last_sent >= config.heartbeat_s:
+                session.last_sent = books.now
+                books.actions.append(ToClient(session.peer, Heartbeat()))
+        for worker in list(books.workers):
+            is_loading = worker.model is None
+            expiry_s = config.loading_expiry_s if is_loading else config.worker_expiry_s
+            if books.now - worker.last_heard > expiry_s:
+                self._dispatcher.lose(worker, f"it was silent for {expiry_s:g} s")
+            elif books.now - worker.last_sent >= config.heartbeat_s:
+                worker.last_sent = books.now
+                books.actions.append(ToWorker(worker.peer, Heartbeat()))
+
+    def _stop_requested(self, event: StopRequested) -> None:
+        books = self._books
+        if books.is_stopping:
+            return
+        books.is_stopping = True
+        self._stop_by = books.now + self._config.stop_s
+        books.note("stopping", "", {})
+        for session in list(books.sessions.by_id.values()):
+            for work in list(session.requests.values()):
+                if work.is_waiting:
+                    self._dispatcher.unqueue(work)
+                    self._outcomes.failed(work, "stopping", "the server is shutting down")
+
+    def _finish_when_idle(self) -> None:
+        """Stop the workers once nothing dispatched is unfinished, or when that takes too long."""
+        books = self._books
+        busy = [work for worker in books.workers for work in worker.dispatched.values()]
+        is_late = books.now >= self._stop_by
+        if not is_late and (busy or self._answers.has_unpersisted):
+            return
+        self.is_finished = True
+        for worker in list(books.workers):
+            books.actions.append(ToWorker(worker.peer, Stop()))
+            self._dispatcher.abandon(worker, "stopping", "the server is shutting down")
+        books.actions.append(Finished())
+
+
+def _request_id(header: Header) -> int:
+    return header.request_id if isinstance(header, Request) else 0
+
+
+def _is_session_id(text: str) -> bool:
+    return len(text) == 32 and all(letter in "0123456789abcdef" for letter in text)

@@ -1,0 +1,140 @@
+"""What goes into the broker's core and what comes out: events and actions, as frozen records.
+
+A frame is opaque here: bytes, or whatever the shell received. The first frame of a message is its
+encoded header, in bytes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from ...client.messages import Header
+from .catalog import Checkpoint
+from .journal import Record
+
+
+class Frame(Protocol):
+    """Raw bytes of one frame."""
+
+    def __len__(self) -> int: ...
+
+
+Frames = Sequence[Frame]
+
+
+# Events.
+
+
+class ClientMessage(NamedTuple):
+    """A message of a client. `frames` is all of it, the encoded header first."""
+
+    peer: bytes
+    header: Header
+    frames: Frames
+
+
+class MalformedMessage(NamedTuple):
+    """A client's message that is refused before its content is believed.
+
+    What could be read of it is given, so that the request fails and its number is used up.
+    """
+
+    peer: bytes
+    code: str
+    detail: str
+    request_id: int = 0
+    run_id: str = ""
+    seq: int = -1
+
+
+class ClientGone(NamedTuple):
+    """Messages to this client are not delivered; it says hello again if it lives."""
+
+    peer: bytes
+
+
+class WorkerMessage(NamedTuple):
+    """A message of a worker. `frames` is what follows the header: a Reply and its payload."""
+
+    peer: bytes
+    header: Header
+    frames: Frames = ()
+
+
+class WorkerGone(NamedTuple):
+    """The worker cannot be reached, or its process has ended."""
+
+    worker_id: str
+    detail: str
+
+
+class WorkerUnreachable(NamedTuple):
+    """Messages to this peer of the back are not delivered."""
+
+    peer: bytes
+
+
+class Tick(NamedTuple):
+    """Time has passed; sent about once a second."""
+
+
+class Persisted(NamedTuple):
+    """All records up to this number are durable."""
+
+    number: int
+
+
+class CatalogLoaded(NamedTuple):
+    """Checkpoints found at the start."""
+
+    checkpoints: tuple[Checkpoint, ...]
+
+
+class StopRequested(NamedTuple):
+    """Finish what was dispatched, refuse the rest, then end."""
+
+
+Event = (
+    ClientMessage
+    | MalformedMessage
+    | ClientGone
+    | WorkerMessage
+    | WorkerGone
+    | WorkerUnreachable
+    | Tick
+    | Persisted
+    | CatalogLoaded
+    | StopRequested
+)
+
+
+# Actions.
+
+
+class ToClient(NamedTuple):
+    """Send `header` and `frames`; without a header, `frames` begins with an encoded one."""
+
+    peer: bytes
+    header: Header | None
+    frames: Frames = ()
+
+
+class ToWorker(NamedTuple):
+    """Send `header` and `frames` to a worker."""
+
+    peer: bytes
+    header: Header
+    frames: Frames = ()
+
+
+class Persist(NamedTuple):
+    """Write a record to the journal; `Persisted` says when it is durable."""
+
+    number: int
+    record: Record
+
+
+class Finished(NamedTuple):
+    """The broker has stopped; nothing more will be sent."""
+
+
+Action = ToClient | ToWorker | Persist | Finished

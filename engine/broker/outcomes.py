@@ -1,0 +1,207 @@
+"""What the outcome of a request changes: runs and samplers open, checkpoints appear, work is due."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from ...client.errors import BadRequest
+from ...client.messages import (
+    CreateRun,
+    CreateSampler,
+    Reply,
+    Sample,
+    SaveForSampler,
+    SaveState,
+    Withdraw,
+)
+from ...client.paths import CheckpointPath
+from ...client.wire import decode
+from .answers import Answers
+from .books import Books
+from .catalog import Checkpoint
+from .events import Frames, ToWorker
+from .leases import Phase, Run, Sampler
+from .work import State, Work
+
+
+class Outcomes:
+    """Applies successes and failures to the books. What becomes due is put into `ready`."""
+
+    def __init__(self, books: Books, answers: Answers) -> None:
+        self._books = books
+        self._answers = answers
+        self.ready: deque[Work] = deque()  # queued requests to be handed to the dispatcher
+        self._on_done: dict[type, Callable[[Work, Frames], None]] = {
+            CreateRun: self._run_opened,
+            CreateSampler: self._sampler_opened,
+            SaveForSampler: self._weights_saved,
+            SaveState: self._state_saved,
+        }
+
+    def release(self, run: Run) -> None:
+        """Make ready the commands of a run whose turn has come."""
+        self.ready.extend(run.log.due(run.phase is Phase.OPEN))
+        if run.phase is Phase.OPENING and run.log.next_seq and 0 not in run.log.commands:
+            reason = f"number 0 of run {run.run_id!r} was given up"
+            self._books.end_run(run, Phase.CLOSED, "not_found", reason)
+            self.fail_held(run, "not_found", reason)
+
+    def done(self, work: Work, replies: Sequence[Frames]) -> None:
+        """A worker has carried out a request and answered with these parts."""
+        kind = type(work.header)
+        effect = self._on_done.get(kind)
+        if effect is not None:
+            try:
+                effect(work, replies[0])
+            except BadRequest as error:
+                self.failed(work, "internal", f"the worker's answer cannot be read: {error}")
+                return
+        usage = work.session.usage
+        usage[kind.kind] += 1
+        for name, amount in work.usage.items():
+            usage[name] += amount
+        self._answers.settle(work, [(None, frames) for frames in replies])
+        if kind is Sample:
+            self._sampled(work)
+        if self._books.sessions.watchers:
+            self._note("done", work, {})
+
+    def failed(self, work: Work, code: str, detail: str) -> None:
+        """A request has failed, here or on a worker."""
+        header = work.header
+        if type(header) is Sample:
+            self._sampled(work)
+        self._answers.fail(work, code, detail)
+        run = work.run
+        if type(header) is CreateRun and run is not None and run.phase is Phase.OPENING:
+            reason = f"run {header.run_id!r} was not created: {detail}"
+            self._books.end_run(run, Phase.CLOSED, "not_found", reason)
+            self.fail_held(run, "not_found", reason)
+        elif isinstance(header, CreateSampler | SaveForSampler):
+            sampler = self._books.samplers.get(header.sampler_id)
+            if sampler is not None and sampler is work.sampler:
+                self.drop_sampler(sampler, code, f"its sampler was not opened: {detail}")
+        if run is not None:
+            self.release(run)
+        if self._books.sessions.watchers:
+            self._note("failed", work, {"code": code, "detail": detail})
+
+    def fail_held(self, run: Run, code: str, detail: str) -> None:
+        """Fail the commands of a run that are not yet due."""
+        for work in run.log.held():
+            self.failed(work, code, detail)
+
+    def create_later(self, work: Work, detail: str) -> None:
+        """The memory of the workers is full: the run may be asked for again under number 0."""
+        run = work.run
+        if run is None:
+            raise AssertionError("a create_run without its run")
+        self._answers.give_back(work, detail)
+        run.log.restart()
+        if run.worker is not None:
+            run.worker.runs.pop(run.run_id, None)
+            run.worker = None
+
+    def drop_sampler(self, sampler: Sampler, code: str, detail: str) -> None:
+        """Strike a sampler off, and fail what waits for it."""
+        sampler.phase = Phase.CLOSED
+        self._books.samplers.pop(sampler.sampler_id, None)
+        sampler.session.samplers.discard(sampler.sampler_id)
+        if sampler.worker is not None:
+            sampler.worker.samplers.pop(sampler.sampler_id, None)
+        waiting, sampler.waiting = sampler.waiting, []
+        for work in waiting:
+            self.failed(work, code, detail)
+
+    def withdraw_sampler(self, sampler: Sampler) -> None:
+        """Tell the worker that nobody will use a sampler any more."""
+        worker = sampler.worker
+        if worker is not None:
+            worker.last_sent = self._books.now
+            header = Withdraw(sampler_ids=[sampler.sampler_id])
+            self._books.actions.append(ToWorker(worker.peer, header))
+
+    def _sampled(self, work: Work) -> None:
+        sampler = work.sampler
+        if sampler is not None:
+            sampler.num_pending -= 1
+            if sampler.phase is Phase.CLOSED and not sampler.num_pending:
+                self.withdraw_sampler(sampler)
+
+    def _run_opened(self, work: Work, frames: Frames) -> None:
+        result = _read_result(frames)
+        run = work.run
+        if run is None:
+            raise AssertionError("a create_run without its run")
+        run.info = result
+        run.phase = Phase.OPEN
+        self.release(run)
+        self._books.note("run_created", run.tenant, {"run_id": run.run_id, "lane": run.lane})
+
+    def _sampler_opened(self, work: Work, frames: Frames) -> None:
+        if work.sampler is not None and type(work.header) is CreateSampler:
+            result = _read_result(frames)
+            work.sampler.base_model = str(result.get("base_model", work.model))
+            self._open(work.sampler)
+
+    def _weights_saved(self, work: Work, frames: Frames) -> None:
+        header, run = cast(SaveForSampler, work.header), work.run
+        if run is None:
+            raise AssertionError("a command without its run")
+        result = _read_result(frames)
+        if header.name:
+            self._add_checkpoint(run, "sampler_weights", header.name, result, {})
+        if work.sampler is not None:
+            work.sampler.base_model = str(run.info.get("base_model", ""))
+            work.sampler.model_path = str(result.get("path", ""))
+            self._open(work.sampler)
+
+    def _state_saved(self, work: Work, frames: Frames) -> None:
+        header, run = cast(SaveState, work.header), work.run
+        if run is None:
+            raise AssertionError("a command without its run")
+        self._add_checkpoint(
+            run, "weights", header.name, _read_result(frames), header.user_metadata
+        )
+
+    def _open(self, sampler: Sampler) -> None:
+        if sampler.phase is Phase.CLOSED:
+            self.withdraw_sampler(sampler)
+            return
+        sampler.phase = Phase.OPEN
+        waiting, sampler.waiting = sampler.waiting, []
+        self.ready.extend(work for work in waiting if work.state is State.QUEUED)
+
+    def _add_checkpoint(
+        self, run: Run, kind: str, name: str, result: dict[str, Any], metadata: dict[str, str]
+    ) -> None:
+        info = run.info
+        checkpoint = Checkpoint(
+            path=str(CheckpointPath(run.run_id, kind, name)),
+            tenant=run.tenant,
+            base_model=str(info.get("base_model", run.header.base_model)),
+            rank=int(info.get("rank", run.header.rank)),
+            alpha=float(info.get("alpha", run.header.alpha)),
+            train_attn=bool(info.get("train_attn", run.header.train_attn)),
+            train_mlp=bool(info.get("train_mlp", run.header.train_mlp)),
+            train_unembed=bool(info.get("train_unembed", run.header.train_unembed)),
+            step=int(result.get("step", 0)),
+            size_bytes=int(result.get("size_bytes", 0)),
+            created=self._books.now + self._books.wall_offset,
+            user_metadata=metadata,
+        )
+        self._books.catalog.add(checkpoint)
+
+    def _note(self, name: str, work: Work, fields: dict[str, Any]) -> None:
+        known = {"kind": work.header.kind, "lane": work.lane, "request_id": work.request_id}
+        if work.run is not None:
+            known |= {"run_id": work.run.run_id, "seq": work.seq}
+        self._books.note(name, work.session.tenant, known | fields)
+
+
+def _read_result(frames: Frames) -> dict[str, Any]:
+    """The result in a worker's encoded Reply; raises BadRequest when it is none."""
+    reply = decode(cast(bytes, frames[0])) if frames else None
+    if not isinstance(reply, Reply):
+        raise BadRequest("not a reply")
+    return reply.result

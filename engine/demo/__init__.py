@@ -1,0 +1,1 @@
+"""The demo, and the text that weft/tiny was pretrained on."""

@@ -1,0 +1,159 @@
+"""Weights of a Hugging Face directory: which tensors there are, and reading them to a device.
+
+Only safetensors are read. The files are memory-mapped; each tensor is copied once, straight to
+its device and dtype, so that a later change of the file cannot change a served model.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...client.errors import BadRequest, NotFound
+from .config import ModelConfig
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_DTYPES = ("BF16", "F16", "F32", "F64")
+_HEAD = "lm_head.weight"
+_EMBED = "model.embed_tokens.weight"
+
+
+def checkpoint_bytes(path: str | Path, dtype: torch.dtype) -> int:
+    """Bytes the base weights take on the device in `dtype`, from config.json alone."""
+    return ModelConfig.from_directory(path).num_parameters * dtype.itemsize
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor a checkpoint of this config holds."""
+    shapes: dict[str, tuple[int, ...]] = {_EMBED: (config.vocab_size, config.width)}
+    has_bias = {
+        **dict.fromkeys("qkv", config.has_qkv_bias),
+        "o": config.has_o_bias,
+        **dict.fromkeys(("gate", "up", "down"), config.has_mlp_bias),
+    }
+    for site in config.sites()[:-1]:
+        name = linear_name(site.layer, site.module)
+        shapes[f"{name}.weight"] = (site.out_features, site.in_features)
+        if has_bias[site.module]:
+            shapes[f"{name}.bias"] = (site.out_features,)
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}"
+        shapes[f"{prefix}.input_layernorm.weight"] = (config.width,)
+        shapes[f"{prefix}.post_attention_layernorm.weight"] = (config.width,)
+        if config.has_qk_norm:
+            shapes[f"{prefix}.self_attn.q_norm.weight"] = (config.head_dim,)
+            shapes[f"{prefix}.self_attn.k_norm.weight"] = (config.head_dim,)
+    shapes["model.norm.weight"] = (config.width,)
+    if not config.is_tied:
+        shapes[_HEAD] = (config.vocab_size, config.width)
+    return shapes
+
+
+def linear_name(layer: int, module: str) -> str:
+    """Hugging Face's name of a linear: `model.layers.3.mlp.gate_proj`."""
+    block = "self_attn" if module in "qkvo" else "mlp"
+    return f"model.layers.{layer}.{block}.{module}_proj"
+
+
+def read_weights(
+    path: str | Path, config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Read every tensor of `expected_tensors`, checked before the first byte is copied.
+
+    A tied checkpoint may carry the unembedding as well, if it equals the embedding.
+
+    Raises:
+        NotFound: there is no safetensors file, or the index names one that does not exist.
+        BadRequest: a tensor is missing, unknown, of another shape or dtype, or a file is damaged.
+    """
+    path = Path(path)
+    expected = expected_tensors(config)
+    files = _tensors_by_file(path)
+    found = {name for names in files.values() for name in names}
+    extra = {_HEAD} & found if config.is_tied else set()
+    _check_names(path, set(expected), found - extra)
+    weights: dict[str, Tensor] = {}
+    for file, names in files.items():
+        with _opened(file) as tensors:
+            for name in names:
+                if name in expected:
+                    _check_form(file, name, tensors.get_slice(name), expected[name])
+    for file, names in files.items():
+        with _opened(file) as tensors:
+            for name in names:
+                if name in expected or name in extra:
+                    weights[name] = _copy(tensors.get_tensor(name), device, dtype)
+    if extra and not torch.equal(weights.pop(_HEAD), weights[_EMBED]):
+        raise BadRequest(f"{path} ties the embeddings, yet {_HEAD} differs from {_EMBED}")
+    return weights
+
+
+def _tensors_by_file(path: Path) -> dict[Path, list[str]]:
+    """The tensors each file really holds; old rotary buffers are left out."""
+    files: dict[Path, list[str]] = {}
+    for file in _files(path):
+        if not file.is_file():
+            raise NotFound(f"{file} does not exist, though {_INDEX} names it")
+        with _opened(file) as tensors:
+            held = list(tensors.keys())
+        names = [name for name in held if not name.endswith("rotary_emb.inv_freq")]
+        for other, others in files.items():
+            if repeated := set(names) & set(others):
+                raise BadRequest(f"{other} and {file} both hold {_listed(repeated)}")
+        files[file] = names
+    return files
+
+
+def _files(path: Path) -> list[Path]:
+    if not (path / _INDEX).is_file():
+        if (path / _SINGLE).is_file():
+            return [path / _SINGLE]
+        raise NotFound(f"{path} holds neither {_SINGLE} nor {_INDEX}")
+    try:
+        index = json.loads((path / _INDEX).read_bytes())
+        names = sorted(set(index["weight_map"].values()), key=str)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadRequest(f"{path / _INDEX} is not an index of safetensors: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BadRequest(f"{path / _INDEX} names {name!r}, which is not a file beside it")
+    return [path / name for name in names]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Map a safetensors file; damage is reported as BadRequest with the file's name."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise BadRequest(f"{file} cannot be read: {error}") from error
+
+
+def _check_names(path: Path, expected: set[str], found: set[str]) -> None:
+    if missing := expected - found:
+        raise BadRequest(f"{path} lacks {len(missing)} tensors: {_listed(missing)}")
+    if unknown := found - expected:
+        raise BadRequest(f"{path} holds {len(unknown)} unknown tensors: {_listed(unknown)}")
+
+
+def _check_form(file: Path, name: str, form: Any, shape: tuple[int, ...]) -> None:
+    if form.get_dtype() not in _DTYPES:
+        raise BadRequest(f"{name} in {file} is {form.get_dtype()}, which is not supported")
+    if tuple(form.get_shape()) != shape:
+        raise BadRequest(f"{name} in {file} has shape {form.get_shape()}, not {list(shape)}")
+
+
+def _copy(mapped: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    return torch.empty(mapped.shape, device=device, dtype=dtype).copy_(mapped)
+
+
+def _listed(names: set[str]) -> str:
+    first = sorted(names)[:3]
+    return ", ".join(first) + (", ..." if len(names) > len(first) else "")

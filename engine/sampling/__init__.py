@@ -1,0 +1,1 @@
+"""Sampling: pages, admission, KV cache, drawing tokens."""

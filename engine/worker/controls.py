@@ -1,0 +1,187 @@
+"""Carry out the commands that are neither passes nor optimizer steps: create, save, load, freeze."""
+
+from dataclasses import replace
+from typing import Any
+
+from ...client.errors import BadRequest, NotFound
+from ...client.messages import CreateRun, CreateSampler, LoadState, SaveForSampler, SaveState
+from ...client.paths import CheckpointPath, check_name
+from ..adapters.store import AdapterStore, Run, WeightsVersion
+from ..broker.catalog import Checkpoint
+from .checkpoints import CheckpointFiles, now
+from .commands import CommandWork
+from .runs import HeldRun, RunTable
+
+
+class Controls:
+    """Executes one control command at a time on the compute thread."""
+
+    def __init__(
+        self, runs: RunTable, files: CheckpointFiles, model_name: str, tokenizer: str
+    ) -> None:
+        self._runs = runs
+        self._store: AdapterStore = runs.store
+        self._files = files
+        self._model_name = model_name
+        self._tokenizer = tokenizer
+
+    def owner(self, work: CommandWork) -> str:
+        """The queue a command belongs to: its run's, or its sampler's."""
+        header = work.header
+        match header:
+            case CreateSampler():
+                return header.sampler_id
+            case _:
+                return str(getattr(header, "run_id", ""))
+
+    def carry_out(self, work: CommandWork) -> dict[str, Any]:
+        """Do it and return the fields of the reply; a raised error means no effect."""
+        header = work.header
+        match header:
+            case CreateRun():
+                return self._create_run(work, header)
+            case SaveState():
+                return self._save_state(work, header)
+            case LoadState():
+                return self._load_state(header)
+            case SaveForSampler():
+                return self._save_for_sampler(work, header)
+            case CreateSampler():
+                return self._create_sampler(header)
+            case _:
+                raise BadRequest(f"a worker does not serve {header.kind!r}")
+
+    def _create_run(self, work: CommandWork, header: CreateRun) -> dict[str, Any]:
+        if header.run_id in self._runs:
+            raise BadRequest(f"run {header.run_id!r} exists")
+        fields: dict[str, Any] = {
+            "rank": header.rank,
+            "alpha": header.alpha,
+            "train_attn": header.train_attn,
+            "train_mlp": header.train_mlp,
+            "train_unembed": header.train_unembed,
+        }
+        if header.from_path:
+            record, tensors = self._files.load(header.from_path)
+            fields = {key: getattr(record, key) for key in fields}
+        run = self._store.create(seed=header.seed, **fields)
+        try:
+            if header.from_path:
+                self._import(run, header.from_path, record, tensors, header.with_optimizer)
+            targets = {key: fields[key] for key in ("train_attn", "train_mlp", "train_unembed")}
+            held = HeldRun(run, work.origin.lane, self._model_name, **targets)
+            self._runs.add_run(header.run_id, held)
+        except BaseException:
+            self._store.drop(run)
+            raise
+        return {
+            "run_id": header.run_id,
+            "base_model": self._model_name,
+            "tokenizer": self._tokenizer,
+            "step": run.step,
+            **fields,
+        }
+
+    def _save_state(self, work: CommandWork, header: SaveState) -> dict[str, Any]:
+        held = self._runs.healthy(header.run_id)
+        tensors, step = self._store.export_state(held.run)
+        path = str(CheckpointPath(header.run_id, "weights", check_name(header.name)))
+        record = replace(
+            self._record(work, held, path), step=step, user_metadata=header.user_metadata
+        )
+        size = self._files.save(record, tensors, header.overwrite)
+        return {"path": path, "size_bytes": size}
+
+    def _load_state(self, header: LoadState) -> dict[str, Any]:
+        held = self._runs.run(header.run_id)
+        record, tensors = self._files.load(header.path)
+        shape = (held.run.rank, held.train_attn, held.train_mlp, held.train_unembed)
+        saved = (record.rank, record.train_attn, record.train_mlp, record.train_unembed)
+        if shape != saved or held.run.alpha != record.alpha:
+            raise BadRequest(
+                f"{header.path} has rank {record.rank}, alpha {record.alpha:g} and targets "
+                f"{saved[1:]}; the run has {held.run.rank}, {held.run.alpha:g} and {shape[1:]}"
+            )
+        self._import(held.run, header.path, record, tensors, header.with_optimizer)
+        held.is_broken = False
+        held.clear_counts()
+        return {"path": header.path, "step": held.run.step}
+
+    def _save_for_sampler(self, work: CommandWork, header: SaveForSampler) -> dict[str, Any]:
+        held = self._runs.healthy(header.run_id)
+        result: dict[str, Any] = {}
+        if header.name:
+            path = str(CheckpointPath(header.run_id, "sampler_weights", check_name(header.name)))
+            tensors = self._store.export_weights(held.run.version)
+            record = self._record(work, held, path)
+            result["size_bytes"] = self._files.save(record, tensors)
+            result["path"] = path
+        if header.sampler_id:
+            version = self._store.retain(held.run.version)
+            self._add_sampler(header.sampler_id, version)
+            result["sampler_id"] = header.sampler_id
+        return result
+
+    def _create_sampler(self, header: CreateSampler) -> dict[str, Any]:
+        if not header.model_path:
+            self._add_sampler(header.sampler_id, None)
+            return {"sampler_id": header.sampler_id, "base_model": self._model_name}
+        record, tensors = self._files.load(header.model_path)
+        self._check_model(header.model_path, record)
+        weights = {name: tensor for name, tensor in tensors.items() if not _is_moment(name)}
+        version = self._store.import_weights(
+            weights,
+            rank=record.rank,
+            alpha=record.alpha,
+            train_attn=record.train_attn,
+            train_mlp=record.train_mlp,
+            train_unembed=record.train_unembed,
+        )
+        self._add_sampler(header.sampler_id, version)
+        return {"sampler_id": header.sampler_id, "base_model": self._model_name}
+
+    def _add_sampler(self, sampler_id: str, version: WeightsVersion | None) -> None:
+        try:
+            self._runs.add_sampler(sampler_id, version)
+        except BaseException:
+            if version is not None:
+                self._store.release(version)
+            raise
+
+    def _import(
+        self,
+        run: Run,
+        path: str,
+        record: Checkpoint,
+        tensors: dict[str, Any],
+        with_optimizer: bool,
+    ) -> None:
+        self._check_model(path, record)
+        if with_optimizer and not any(_is_moment(name) for name in tensors):
+            raise NotFound(f"{path} holds no optimizer state")
+        self._store.import_state(run, tensors, step=record.step, with_optimizer=with_optimizer)
+
+    def _check_model(self, path: str, record: Checkpoint) -> None:
+        if record.base_model != self._model_name:
+            raise BadRequest(
+                f"{path} belongs to base model {record.base_model!r}, not {self._model_name!r}"
+            )
+
+    def _record(self, work: CommandWork, held: HeldRun, path: str) -> Checkpoint:
+        return Checkpoint(
+            path=path,
+            tenant=work.origin.lane.split("/")[0],
+            base_model=self._model_name,
+            rank=held.run.rank,
+            alpha=held.run.alpha,
+            train_attn=held.train_attn,
+            train_mlp=held.train_mlp,
+            train_unembed=held.train_unembed,
+            step=held.run.step,
+            size_bytes=0,
+            created=now(),
+        )
+
+
+def _is_moment(name: str) -> bool:
+    return name.startswith(("moment1.", "moment2."))

@@ -1,0 +1,47 @@
+"""Answer the optimizer steps that are due: one launch for all runs, one verdict each."""
+
+from ...client.errors import WeftError
+from ...client.messages import OptimStep
+from ..adapters.optimizer import step
+from .commands import CommandWork
+from .replies import Replies
+from .runs import HeldRun, RunTable
+
+
+class Optimizing:
+    """Carries out `optim_step` commands."""
+
+    def __init__(self, runs: RunTable, replies: Replies) -> None:
+        self._runs = runs
+        self._replies = replies
+
+    def step(self, works: list[CommandWork]) -> None:
+        """Step every run that may step; refuse the others, each with its own reason."""
+        due: list[tuple[CommandWork, HeldRun, OptimStep]] = []
+        for work in works:
+            header = work.header
+            if not isinstance(header, OptimStep):
+                continue
+            try:
+                held = self._runs.healthy(header.run_id)
+            except WeftError as error:
+                self._replies.failed(work.origin, error.code, str(error))
+            else:
+                due.append((work, held, header))
+        results = step(self._runs.store, [(held.run, header) for _, held, header in due])
+        for (work, held, _), result in zip(due, results, strict=True):
+            if result.error is not None:
+                if not held.run.has_gradient:
+                    held.clear_counts()
+                self._replies.failed(work.origin, result.error.code, str(result.error))
+                continue
+            calls, tokens = held.num_calls, held.num_tokens
+            held.clear_counts()
+            held.is_broken = not result.weights_are_finite
+            metrics = {
+                "unclipped_grad_l2:mean": result.grad_norm,
+                "step:max": float(held.run.step),
+                "applied_calls:sum": float(calls),
+                "applied_tokens:sum": float(tokens),
+            }
+            self._replies.done(work.origin, {"metrics": metrics}, usage={"optim_steps": 1})

@@ -1,0 +1,256 @@
+"""Train steps as transactions: run packed passes, stage their gradients, commit what is whole.
+
+Nothing of a step is in effect before `step` has returned: gradients go to each run's stage, and a
+stage becomes the gradient only when all units of its command have succeeded finite. Whatever
+fails on the way, at any layer, `abandon` leaves every run as it was before the commands began.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ...client.errors import BadRequest, WeftError
+from ...kernels.plan import packing_order
+from ...kernels.workspace import Workspace
+from ..adapters.head import Head
+from ..adapters.lora import LoraLinears
+from ..adapters.losses import LossBatch
+from ..model.attention import PackedAttention
+from ..model.decoder import Decoder
+from ..trace import Trace
+from .commands import Float32s, PassWork
+from .runs import HeldRun, RunTable
+from .scheduler import Passes
+from .steps import TrainStep, list_units, pack
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a step's jobs; those in neither field succeeded."""
+
+    failures: dict[int, WeftError] = field(default_factory=dict)
+    repeats: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True)
+class _Partial:
+    """What a command has produced so far."""
+
+    logprobs: Float32s
+    loss: float = 0.0
+
+
+class Trainer:
+    """Runs forward and backward passes of many runs as one batch."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        runs: RunTable,
+        head: Head,
+        trace: Trace,
+        *,
+        is_deterministic: bool,
+        recompute_above_tokens: int,
+    ) -> None:
+        self._model = model
+        self._runs = runs
+        self._store = runs.store
+        self._head = head
+        self._trace = trace
+        self._is_deterministic = is_deterministic
+        self._recompute_above_tokens = recompute_above_tokens
+        self._workspace = Workspace(runs.store.device)
+        self._partials: dict[int, _Partial] = {}
+
+    def step(self, decision: Passes, works: Sequence[PassWork]) -> Outcome:
+        """Compute one batch. Jobs that end here and are not in the outcome are in effect.
+
+        Args:
+            decision: the slices to run.
+            works: the command of each slice.
+
+        Raises:
+            Exception: whatever the device raised; call `abandon` then.
+        """
+        held = [self._runs.healthy(work.run_id) for work in works]
+        if decision.backward:
+            fresh = {id(h): h.run for h in held if not h.run.is_staging}
+            self._store.begin(*fresh.values())
+        for piece, work in zip(decision.slices, works, strict=True):
+            if piece.first == 0:
+                blank = np.full(len(work.tokens), np.nan, np.float32)
+                self._partials[work.origin.dispatch_id] = _Partial(blank)
+        with self._trace.span("plan"):
+            step, linears = self._plan(decision, works, held)
+        logprobs_T, losses_T = self._compute(decision, works, step, linears)
+        self._keep(works, step, logprobs_T, losses_T)
+        outcome = self._judge(decision, works, held)
+        if decision.backward:
+            self._commit(decision, works, held, outcome)
+        return outcome
+
+    def collect(self, work: PassWork) -> tuple[Float32s, dict[str, float]]:
+        """The outputs of a command whose last slice succeeded: logprobs [T] and metrics."""
+        partial = self._partials.pop(work.origin.dispatch_id)
+        return partial.logprobs, {"loss:sum": partial.loss}
+
+    def abandon(self, works: Sequence[PassWork]) -> None:
+        """Undo a step that raised: the stages of its runs are dropped, the commands start over."""
+        for work in works:
+            self._partials.pop(work.origin.dispatch_id, None)
+            if work.run_id in self._runs:
+                self._store.discard(self._runs.run(work.run_id).run)
+
+    def forget(self, run_id: str) -> None:
+        """Drop the open stage of a run that is about to go."""
+        if run_id in self._runs:
+            self._store.discard(self._runs.run(run_id).run)
+
+    def _plan(
+        self, decision: Passes, works: Sequence[PassWork], held: Sequence[HeldRun]
+    ) -> tuple[TrainStep, LoraLinears]:
+        units = list_units(decision)
+        lengths = [works[piece].units[index].num_tokens for piece, index in units]
+        versions = [held[piece].run.version for piece, _ in units]
+        order = packing_order(
+            [version.rank for version in versions],
+            [int(version.targets) for version in versions],
+            lengths,
+        )
+        step = pack(decision, works, order, pad_rows=self._is_deterministic)
+        owners = [held[piece].run if piece >= 0 else None for piece in step.unit_slices]
+        linears = LoraLinears(
+            self._store,
+            versions=[None if run is None else run.version for run in owners],
+            runs=owners if decision.backward else [None] * len(owners),
+            row_counts=step.unit_rows,
+            unit_order=np.maximum(step.unit_slices, 0).astype(np.int64) << 32 | step.unit_indices,
+            is_deterministic=self._is_deterministic,
+            workspace=self._workspace,
+        )
+        return step, linears
+
+    def _compute(
+        self, decision: Passes, works: Sequence[PassWork], step: TrainStep, linears: LoraLinears
+    ) -> tuple[Float32s, Float32s]:
+        """Forward, and backward when asked for; returns logprobs [T] and losses [T]."""
+        device = self._store.device
+        tokens_T = torch.from_numpy(step.tokens).to(device)
+        positions_T = torch.from_numpy(step.positions).to(device)
+        losses = LossBatch.build(
+            loss_fns=[works[piece].loss_fn if piece >= 0 else None for piece in step.unit_slices],
+            configs=[
+                works[piece].loss_fn_config if piece >= 0 else {} for piece in step.unit_slices
+            ],
+            row_counts=step.unit_rows,
+            targets=step.targets,
+            inputs=step.inputs,
+            device=device,
+        )
+        with (
+            torch.set_grad_enabled(decision.backward),
+            self._trace.span("forward", tokens=len(step.tokens)),
+        ):
+            hidden_TD = self._model.forward(
+                tokens_T,
+                positions_T,
+                PackedAttention(step.cu_seqlens, device),
+                linears,
+                checkpoint_layers=self._recomputed_layers(len(step.tokens)),
+            )
+        if not decision.backward:
+            with self._trace.span("head"):
+                logprobs_T, losses_T = self._head.forward(hidden_TD, losses, linears)
+                return logprobs_T.cpu().numpy(), losses_T.cpu().numpy()
+        with self._trace.span("head"):
+            logprobs_T, losses_T, dhidden_TD = self._head.forward_backward(
+                hidden_TD.detach(), losses, linears
+            )
+        with self._trace.span("backward", tokens=len(step.tokens)):
+            torch.autograd.backward(hidden_TD, dhidden_TD)
+            linears.flush()
+        return logprobs_T.cpu().numpy(), losses_T.cpu().numpy()
+
+    def _recomputed_layers(self, num_tokens: int) -> range:
+        is_large = num_tokens > self._recompute_above_tokens
+        return range(self._model.config.num_layers if is_large else 0)
+
+    def _keep(
+        self,
+        works: Sequence[PassWork],
+        step: TrainStep,
+        logprobs_T: Float32s,
+        losses_T: Float32s,
+    ) -> None:
+        """Sort the rows of the batch back into their commands; sum losses in unit order."""
+        starts = step.unit_starts
+        sums: list[tuple[int, int, float]] = []
+        for place, (piece, index) in enumerate(
+            zip(step.unit_slices.tolist(), step.unit_indices.tolist(), strict=True)
+        ):
+            if piece < 0:
+                continue
+            work = works[piece]
+            partial = self._partials[work.origin.dispatch_id]
+            first = int(work.lengths[: work.units[index].first_datum].sum())
+            rows = slice(int(starts[place]), int(starts[place + 1]))
+            partial.logprobs[first : first + rows.stop - rows.start] = logprobs_T[rows]
+            sums.append((piece, index, float(losses_T[rows].sum(dtype=np.float64))))
+        for piece, _, loss in sorted(sums):
+            self._partials[works[piece].origin.dispatch_id].loss += loss
+
+    def _judge(
+        self, decision: Passes, works: Sequence[PassWork], held: Sequence[HeldRun]
+    ) -> Outcome:
+        """Find the jobs that are not finite, and those that must be repeated without them."""
+        failures: dict[int, WeftError] = {}
+        repeats: set[int] = set()
+        by_run: dict[int, list[int]] = {}
+        for place, one in enumerate(held):
+            by_run.setdefault(id(one), []).append(place)
+        runs = [held[places[0]].run for places in by_run.values()]
+        finite = self._store.stage_is_finite(runs) if decision.backward else [True] * len(runs)
+        for places, is_stage_finite in zip(by_run.values(), finite, strict=True):
+            ids = [decision.slices[place].job_id for place in places]
+            bad = [
+                decision.slices[place].job_id
+                for place in places
+                if not self._is_finite(works[place], decision.slices[place].last)
+            ]
+            if not is_stage_finite and not bad and len(ids) == 1:
+                bad = ids
+            for job_id in bad:
+                failures[job_id] = BadRequest(
+                    "the loss or gradient of this call is not finite", "non_finite"
+                )
+            if bad or not is_stage_finite:
+                repeats.update(job_id for job_id in ids if job_id not in failures)
+        return Outcome(failures, frozenset(repeats) if decision.backward else frozenset())
+
+    def _is_finite(self, work: PassWork, last_unit: int) -> bool:
+        partial = self._partials[work.origin.dispatch_id]
+        unit = work.units[last_unit - 1]
+        done = int(work.lengths[: unit.last_datum].sum())
+        return bool(np.isfinite(partial.loss) and np.isfinite(partial.logprobs[:done]).all())
+
+    def _commit(
+        self,
+        decision: Passes,
+        works: Sequence[PassWork],
+        held: Sequence[HeldRun],
+        outcome: Outcome,
+    ) -> None:
+        spoiled = {*outcome.failures, *outcome.repeats}
+        ended: dict[int, HeldRun] = {}
+        for piece, work, one in zip(decision.slices, works, held, strict=True):
+            if piece.job_id in spoiled:
+                self._partials.pop(work.origin.dispatch_id, None)
+                self._store.discard(one.run)
+            elif piece.ends_job:
+                ended[id(one)] = one
+                one.num_calls += 1
+                one.num_tokens += len(work.tokens)
+        self._store.commit(*(one.run for one in ended.values()))

@@ -1,0 +1,295 @@
+"""The head against the oracle: mixed losses, adapters on the unembedding, chunks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run, make_store
+from torch import Tensor
+
+from weft.engine.adapters.head import Head
+from weft.engine.adapters.lora import LoraLinears
+from weft.engine.adapters.losses import LossBatch
+from weft.engine.adapters.store import AdapterStore, Run
+from weft.engine.model.linear import DenseLinear
+from weft.kernels.reference import lora_linear, target_logprobs, token_loss
+
+UNEMBED = len(SITES) - 1
+LOSS_FNS = ("cross_entropy", "importance_sampling", "ppo")
+CONFIG = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+
+
+@dataclass
+class Case:
+    """One batch of the head."""
+
+    units: list[tuple[Run | None, int]]
+    hidden_TD: Tensor
+    targets: np.ndarray
+    inputs: dict[str, np.ndarray]
+    loss_fns: list[str]
+
+    def take(self, unit: int) -> "Case":
+        """One unit alone."""
+        start = sum(count for _, count in self.units[:unit])
+        rows = slice(start, start + self.units[unit][1])
+        return Case(
+            [self.units[unit]],
+            self.hidden_TD[rows],
+            self.targets[rows],
+            {name: column[rows] for name, column in self.inputs.items()},
+            [self.loss_fns[unit]],
+        )
+
+
+def make_case(units: list[tuple[Run | None, int]], seed: int = 0, idle: float = 0.3) -> Case:
+    rng = np.random.default_rng(seed)
+    total = sum(count for _, count in units)
+    columns = {
+        name: rng.normal(size=total).astype(np.float32) for name in ("weights", "advantages")
+    }
+    for column in columns.values():
+        column[rng.random(total) < idle] = 0
+    columns["logprobs"] = rng.normal(-4.6, 0.2, total).astype(np.float32)
+    return Case(
+        units,
+        torch.from_numpy(rng.normal(size=(total, 32)).astype(np.float32)),
+        rng.integers(0, 100, total),
+        columns,
+        [LOSS_FNS[index % 3] for index in range(len(units))],
+    )
+
+
+@dataclass
+class Outcome:
+    logprobs_T: Tensor
+    losses_T: Tensor
+    dhidden_TD: Tensor
+    gradients: list[dict[str, Tensor]]
+
+
+def run_head(
+    store: AdapterStore, case: Case, is_deterministic: bool = False, chunk_rows: int = 32
+) -> Outcome:
+    base = make_bases((UNEMBED,), 16 if is_deterministic else 0)[0]
+    runs = list({id(run): run for run, _ in case.units if run is not None}.values())
+    losses, linears = bind(store, case, is_deterministic)
+    store.begin(*runs)
+    head = Head(base, UNEMBED, chunk_rows=chunk_rows)
+    outputs = head.forward_backward(case.hidden_TD, losses, linears)
+    linears.flush()
+    store.commit(*runs)
+    return Outcome(*outputs, [gradient_matrices(store, run) for run in runs])
+
+
+def bind(
+    store: AdapterStore, case: Case, is_deterministic: bool = False
+) -> tuple[LossBatch, LoraLinears]:
+    owners = [run for run, _ in case.units]
+    counts = [count for _, count in case.units]
+    losses = LossBatch.build(
+        loss_fns=case.loss_fns,
+        configs=[CONFIG if loss_fn == "ppo" else {} for loss_fn in case.loss_fns],
+        row_counts=counts,
+        targets=case.targets,
+        inputs=case.inputs,
+        device="cpu",
+    )
+    versions = [None if run is None else run.version for run in owners]
+    linears = LoraLinears(store, versions, owners, counts, is_deterministic=is_deterministic)
+    return losses, linears
+
+
+def check(store: AdapterStore, case: Case, is_deterministic: bool = False) -> None:
+    outcome = run_head(store, case, is_deterministic)
+    adapters = {id(run): adapter_of(store, run, UNEMBED) for run, _ in case.units}
+    hidden = case.hidden_TD.double().requires_grad_()
+    logits_TV = lora_linear(
+        hidden,
+        make_bases((UNEMBED,))[0].weight_OD,
+        None,
+        [count for _, count in case.units],
+        [adapters[id(run)] for run, _ in case.units],
+    )
+    logprobs_T = target_logprobs(logits_TV, torch.from_numpy(case.targets))
+    torch.testing.assert_close(
+        outcome.logprobs_T.double(), logprobs_T.detach(), rtol=1e-5, atol=1e-5
+    )
+    losses = []
+    for row, loss_fn in enumerate(np.repeat(case.loss_fns, [count for _, count in case.units])):
+        name = "weights" if loss_fn == "cross_entropy" else "advantages"
+        loss = token_loss(
+            str(loss_fn),
+            logprobs_T[row],
+            weight=float(case.inputs[name][row]),
+            sampling_logprob=float(case.inputs["logprobs"][row]),
+            low=0.8,
+            high=1.2,
+        )
+        losses.append(loss)
+    total = torch.stack(losses)
+    torch.testing.assert_close(outcome.losses_T.double(), total.detach(), rtol=1e-5, atol=2e-5)
+    torch.autograd.backward(total.sum())
+    assert hidden.grad is not None
+    # float32 sums over 100 logits and up to 70 rows
+    torch.testing.assert_close(outcome.dhidden_TD.double(), hidden.grad, rtol=1e-4, atol=1e-5)
+    runs = list({id(run): run for run, _ in case.units if run is not None}.values())
+    for run, gradients in zip(runs, outcome.gradients, strict=True):
+        adapter = adapters[id(run)]
+        if adapter is None:
+            continue
+        for half in "ab":
+            expected = getattr(adapter, f"lora_{half}").grad
+            found = gradients[f"unembed.lora_{half}"].double()
+            if expected is None:
+                assert not found.any()
+            else:
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_mixed_losses_ranks_and_bare_rows_equal_the_oracle(is_deterministic: bool) -> None:
+    store = make_store()
+    runs = [make_run(store, rank, seed=rank, mask=mask) for rank, mask in ((1, 7), (4, 3), (7, 4))]
+    runs += [make_run(store, rank, seed=rank) for rank in (16, 64)]
+    units: list[tuple[Run | None, int]] = [
+        (run, count) for run, count in zip(runs, (5, 16, 0, 70, 33), strict=True)
+    ]
+    units += [(None, 20), (runs[2], 12), (runs[3], 1)]
+    check(store, make_case(units), is_deterministic)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        pytest.param([16, 16, 16], id="several entries a chunk"),
+        pytest.param([100], id="longer than a chunk"),
+        pytest.param([1], id="one row"),
+    ],
+)
+def test_chunks_equal_the_oracle(counts: list[int]) -> None:
+    store = make_store()
+    run = make_run(store, 5)
+    check(store, make_case([(run, count) for count in counts], idle=0))
+
+
+def test_forward_gives_the_bits_of_forward_backward_and_no_gradient() -> None:
+    store = make_store()
+    run = make_run(store, 5)
+    case = make_case([(run, 40), (None, 9)], idle=0)
+    outcome = run_head(store, case)
+    before = gradient_matrices(store, run)
+    losses, linears = bind(store, case)
+    head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=32)
+    logprobs_T, losses_T = head.forward(case.hidden_TD, losses, linears)
+    assert torch.equal(logprobs_T, outcome.logprobs_T)
+    assert torch.equal(losses_T, outcome.losses_T)
+    assert torch.equal(gradient_matrices(store, run)["unembed.lora_b"], before["unembed.lora_b"])
+
+
+def test_a_unit_without_loss_function_is_left_out() -> None:
+    store = make_store()
+    case = make_case([(None, 10), (None, 6)])
+    case.hidden_TD[10:] = float("nan")
+    losses, linears = bind(store, case)
+    losses.is_scored_host[10:] = False
+    head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=16)
+    logprobs_T, losses_T, dhidden_TD = head.forward_backward(case.hidden_TD, losses, linears)
+    assert not logprobs_T[10:].any()
+    assert not losses_T[10:].any()
+    assert not dhidden_TD[10:].any()
+
+
+@pytest.mark.parametrize("counts", [(16, 16, 16), (9, 40, 3)], ids=["whole", "padded"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_neighbours_non_finite_rows_never_reach_others(
+    counts: tuple[int, ...], poison: float
+) -> None:
+    store = make_store()
+    runs = [make_run(store, rank, seed=rank) for rank in (5, 6, 8)]
+    case = make_case(list(zip(runs, counts, strict=True)))
+    clean = run_head(store, case)
+    bad = slice(counts[0], counts[0] + counts[1])
+    case.hidden_TD[bad] = poison
+    for run in runs:
+        run.has_gradient = False
+    spoiled = run_head(store, case)
+    good = torch.ones(len(case.hidden_TD), dtype=torch.bool)
+    good[bad] = False
+    assert torch.equal(clean.logprobs_T[good], spoiled.logprobs_T[good])
+    assert torch.equal(clean.dhidden_TD[good], spoiled.dhidden_TD[good])
+    for index in (0, 2):
+        kept, found = clean.gradients[index], spoiled.gradients[index]
+        assert all(torch.equal(kept[name], found[name]) for name in kept)
+
+
+def test_zero_weight_rows_change_nothing() -> None:
+    store = make_store()
+    run, twin = make_run(store, 5), make_run(store, 5)
+    case = make_case([(run, 16)], idle=0)
+    more = make_case([(twin, 40)], seed=1)
+    for column in more.inputs.values():
+        column[:] = 0
+    more.hidden_TD[:16] = case.hidden_TD
+    more.targets[:16] = case.targets
+    for name, column in case.inputs.items():
+        more.inputs[name][:16] = column
+    one, other = run_head(store, case), run_head(store, more)
+    assert torch.equal(one.dhidden_TD, other.dhidden_TD[:16])
+    assert not other.dhidden_TD[16:].any()
+    assert not other.losses_T[16:].any()
+    kept, found = one.gradients[0], other.gradients[0]
+    assert all(torch.equal(kept[name], found[name]) for name in kept)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 19, 70])
+def test_deterministic_bits_do_not_depend_on_neighbours(rows: int) -> None:
+    store = make_store()
+    run = make_run(store, 7, seed=1)
+    others = [make_run(store, rank, seed=rank) for rank in (8, 5, 16)]
+    units = [(others[0], rows), (others[1], 37), (run, rows), (None, 21), (others[2], 50)]
+    case = make_case(list(units))
+    among = run_head(store, case, is_deterministic=True)
+    by_run = {id(r): g for r, g in zip((others[0], others[1], run), among.gradients, strict=False)}
+    for one in (run, *others):
+        one.has_gradient = False
+    alone = run_head(store, case.take(2), is_deterministic=True)
+    own = slice(rows + 37, 2 * rows + 37)
+    assert torch.equal(among.logprobs_T[own], alone.logprobs_T)
+    assert torch.equal(among.dhidden_TD[own], alone.dhidden_TD)
+    kept, found = alone.gradients[0], by_run[id(run)]
+    assert all(torch.equal(kept[name], found[name]) for name in kept)
+
+
+def test_logits_of_the_batch_are_never_held() -> None:
+    store = make_store()
+    case = make_case([(make_run(store, 5), 500)])
+    losses, linears = bind(store, case)
+    head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=32)
+    head.forward_backward(case.hidden_TD, losses, linears)
+    assert linears.workspace.take("logits", (1,), torch.float32).untyped_storage().nbytes() <= (
+        32 * 100 * 4
+    )
+
+
+def test_bfloat16_hidden_states_have_float32_logprobs() -> None:
+    store = make_store(torch.bfloat16)
+    run = make_run(store, 8)
+    case = make_case([(run, 20), (None, 5)])
+    case.hidden_TD = case.hidden_TD.bfloat16()
+    losses, linears = bind(store, case)
+    store.begin(run)
+    base = DenseLinear(make_bases((UNEMBED,))[0].weight_OD.bfloat16())
+    outputs = Head(base, UNEMBED, chunk_rows=16).forward_backward(case.hidden_TD, losses, linears)
+    linears.flush()
+    assert [out.dtype for out in outputs] == [torch.float32, torch.float32, torch.bfloat16]
+    exact = case.hidden_TD.double() @ base.weight_OD.double().t()
+    expected = target_logprobs(exact, torch.from_numpy(case.targets))[20:]
+    # bfloat16 logits of size up to 4 are known to 2 ** -7
+    torch.testing.assert_close(outputs[0][20:].double(), expected, rtol=0, atol=3e-2)
+
+
+def test_a_chunk_size_that_breaks_row_tiles_is_refused() -> None:
+    with pytest.raises(ValueError, match="chunk_rows is 40"):
+        Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=40)

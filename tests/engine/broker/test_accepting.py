@@ -1,0 +1,521 @@
+"""Order, repeats, refusals, voids and limits of requests at the broker's door."""
+
+from typing import Any
+
+import pytest
+from core_bench import (
+    CLIENT,
+    LANE,
+    OTHER,
+    RUN,
+    SAMPLER,
+    SESSION,
+    WORKER,
+    CoreBench,
+    create_run,
+    create_sampler,
+    digest,
+    dispatched,
+    forward_backward,
+    message,
+    optim_step,
+    ready_bench,
+    sample,
+    save_for_sampler,
+    save_state,
+    told,
+)
+
+from weft.client.messages import (
+    Cancel,
+    CloseRun,
+    CloseSampler,
+    Dispatch,
+    Failure,
+    Reply,
+    Void,
+    Withdraw,
+)
+from weft.engine.broker.events import MalformedMessage, ToClient, ToWorker
+
+
+def refusal(number: int, code: str, detail: str, retry_after_s: float = 0.0) -> ToClient:
+    header = Failure(request_id=number, code=code, detail=detail, retry_after_s=retry_after_s)
+    return ToClient(CLIENT, header)
+
+
+# Order.
+
+
+def test_a_command_is_dispatched_with_its_bytes_untouched() -> None:
+    bench = ready_bench()
+    header = forward_backward(1)
+    assert bench.say(header, b"tokens") == [
+        ToWorker(
+            WORKER,
+            Dispatch(dispatch_id=2, lease_epoch=1, lane=LANE),
+            message(header, b"tokens"),
+        )
+    ]
+
+
+def test_commands_are_dispatched_in_the_order_of_their_numbers() -> None:
+    bench = ready_bench()
+    assert bench.say(optim_step(2)) == []
+    assert bench.say(forward_backward(3)) == []
+    actions = bench.say(forward_backward(1))
+    assert dispatched(actions) == [
+        ("forward_backward", 1),
+        ("optim_step", 2),
+        ("forward_backward", 3),
+    ]
+
+
+def test_parts_of_a_call_go_together_when_all_have_come() -> None:
+    bench = ready_bench()
+    late, early = (forward_backward(1, part=part, num_parts=2) for part in (0, 1))
+    assert bench.say(early, b"y") == []
+    lease = Dispatch(dispatch_id=2, lease_epoch=1, lane=LANE)
+    assert bench.say(late, b"x") == [
+        ToWorker(WORKER, lease, message(late, b"x")),
+        ToWorker(WORKER, lease, message(early, b"y")),
+    ]
+
+
+def test_a_call_without_all_its_parts_holds_up_only_its_own_run() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1, part=0, num_parts=2))
+    assert bench.say(optim_step(2)) == []
+    other = create_run(request_id=2, run_id=f"{SESSION}:train:1")
+    assert dispatched(bench.say(other)) == [("create_run", 0)]
+
+
+def test_commands_wait_until_their_run_is_created() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.add_worker()
+    assert dispatched(bench.say(create_run())) == [("create_run", 0)]
+    assert bench.say(forward_backward(1)) == []
+    actions = bench.finish()
+    assert told(actions) == [(1, "")]
+    assert dispatched(actions) == [("forward_backward", 1)]
+
+
+def test_a_failed_command_does_not_block_the_next() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1))
+    assert told(bench.fail("non_finite")) == [(11, "non_finite")]
+    assert dispatched(bench.say(optim_step(2))) == [("optim_step", 2)]
+
+
+def test_a_refused_number_is_used_up() -> None:
+    bench = ready_bench()
+    assert bench.say(forward_backward(2)) == []
+    actions = bench.say(forward_backward(1, loss_fn="magic"))
+    assert told(actions) == [(11, "bad_request")]
+    assert dispatched(actions) == [("forward_backward", 2)]
+
+
+def test_an_early_number_that_is_refused_is_skipped_in_its_turn() -> None:
+    bench = ready_bench()
+    assert told(bench.say(save_state(2, name="../up"))) == [(12, "bad_request")]
+    bench.say(optim_step(3))
+    assert dispatched(bench.say(forward_backward(1))) == [
+        ("forward_backward", 1),
+        ("optim_step", 3),
+    ]
+
+
+def test_an_unreadable_command_uses_up_its_number() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(2))
+    event = MalformedMessage(CLIENT, "malformed", "it has no field 'x'", 11, RUN, 1)
+    actions = bench.handle(event)
+    assert actions[0] == refusal(11, "malformed", "it has no field 'x'")
+    assert dispatched(actions) == [("optim_step", 2)]
+
+
+def test_parts_that_contradict_each_other_fail_the_call_once() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1, part=0, num_parts=3))
+    assert told(bench.say(forward_backward(1, part=1, num_parts=2))) == [(11, "conflict")]
+    assert told(bench.say(forward_backward(1, part=2, num_parts=3))) == []
+    assert dispatched(bench.say(optim_step(2))) == [("optim_step", 2)]
+
+
+# Void.
+
+
+def test_a_voided_range_is_used_up() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(4))
+    actions = bench.say(Void(request_id=9, run_id=RUN, first_seq=1, last_seq=3))
+    assert ToClient(CLIENT, Reply(request_id=9, result={})) in actions
+    assert dispatched(actions) == [("optim_step", 4)]
+
+
+def test_a_void_ahead_of_its_turn_waits_for_it() -> None:
+    bench = ready_bench()
+    bench.say(Void(request_id=9, run_id=RUN, first_seq=2, last_seq=3))
+    bench.say(optim_step(4))
+    assert dispatched(bench.say(forward_backward(1))) == [
+        ("forward_backward", 1),
+        ("optim_step", 4),
+    ]
+
+
+def test_a_void_fails_a_call_of_which_parts_are_missing() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1, part=0, num_parts=2))
+    actions = bench.say(Void(request_id=9, run_id=RUN, first_seq=1, last_seq=1))
+    assert told(actions) == [(11, "cancelled"), (9, "")]
+
+
+def test_a_void_spares_a_whole_command() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(2))
+    actions = bench.say(Void(request_id=9, run_id=RUN, first_seq=1, last_seq=2))
+    assert dispatched(actions) == [("optim_step", 2)]
+
+
+# Repeats.
+
+
+def test_a_repeat_is_answered_from_memory() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1))
+    first = bench.finish()
+    again = bench.say(forward_backward(1))
+    assert again == first
+    assert dispatched(again) == []
+
+
+def test_a_repeat_of_unfinished_work_waits_for_the_one_outcome() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1))
+    assert bench.say(forward_backward(1)) == []
+    assert bench.say(forward_backward(1, request_id=77)) == []
+    assert told(bench.finish()) == [(11, ""), (77, "")]
+
+
+def test_the_same_number_with_other_content_is_a_conflict() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1))
+    twisted = forward_backward(1, digest=digest("other"), request_id=12)
+    assert told(bench.say(twisted)) == [(12, "conflict")]
+    assert told(bench.finish()) == [(11, "")]
+
+
+def test_a_repeated_refusal_is_refused_again() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1, loss_fn="magic"))
+    assert told(bench.say(forward_backward(1, loss_fn="magic"))) == [(11, "bad_request")]
+
+
+def test_a_repeated_part_is_ignored() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1, part=0, num_parts=2))
+    assert bench.say(forward_backward(1, part=0, num_parts=2)) == []
+    assert len(bench.say(forward_backward(1, part=1, num_parts=2))) == 2
+
+
+def test_a_request_id_cannot_serve_two_commands() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1))
+    assert told(bench.say(optim_step(2, request_id=11))) == [(11, "conflict")]
+
+
+def test_a_repeated_sample_is_answered_from_memory() -> None:
+    bench = sampling_bench()
+    bench.say(sample(5))
+    first = bench.finish(stop_reasons=["length"])
+    assert bench.say(sample(5)) == first
+    assert told(bench.say(sample(5, digest=digest("other")))) == [(5, "conflict")]
+
+
+# Ownership and unknown things.
+
+
+def two_tenants() -> CoreBench:
+    bench = CoreBench(tenant_of=lambda key: {"": "local", "b": "tenant b"}.get(key))
+    bench.hello()
+    bench.add_worker()
+    bench.open_run()
+    bench.hello(OTHER, b"foreign", api_key="b")
+    return bench
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        forward_backward(1, run_id=f"{OTHER}:train:7", request_id=11),
+        Void(request_id=11, run_id=f"{OTHER}:train:7", first_seq=1, last_seq=2),
+        CloseRun(request_id=11, run_id=f"{OTHER}:train:7"),
+        sample(11, sampler_id="nobody"),
+    ],
+    ids=lambda header: header.kind,
+)
+def test_unknown_runs_and_samplers_are_not_found(header: Any) -> None:
+    bench = ready_bench()
+    assert told(bench.say(header)) == [(11, "not_found")]
+
+
+def test_foreign_ids_answer_like_unknown_ones() -> None:
+    bench = two_tenants()
+    bench.say(create_sampler(3))
+    bench.finish()
+    foreign = [forward_backward(1), CloseRun(request_id=2, run_id=RUN), sample(4)]
+    answers = [told(bench.say(header, peer=b"foreign"), b"foreign") for header in foreign]
+    assert answers == [[(11, "not_found")], [(2, "not_found")], [(4, "not_found")]]
+
+
+def test_a_second_session_of_the_tenant_may_use_a_run() -> None:
+    bench = ready_bench()
+    bench.hello(OTHER, b"second")
+    actions = bench.say(forward_backward(1), peer=b"second")
+    assert dispatched(actions) == [("forward_backward", 1)]
+    assert told(bench.finish(), b"second") == [(11, "")]
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    [f"{OTHER}:train:0", f"{SESSION}:train:", f"{SESSION}:train:-1", f"{SESSION}:train:00", "x"],
+)
+def test_a_run_id_is_made_from_the_session(run_id: str) -> None:
+    bench = CoreBench()
+    bench.hello()
+    assert told(bench.say(create_run(run_id=run_id))) == [(1, "bad_request")]
+
+
+# Limits.
+
+
+def test_more_early_numbers_than_may_be_held_are_busy_and_not_used_up() -> None:
+    bench = ready_bench(held_commands=2)
+    bench.say(optim_step(2))
+    bench.say(optim_step(3))
+    assert bench.say(optim_step(4)) == [
+        refusal(14, "busy", "2 commands of the run wait for earlier ones", 0.25)
+    ]
+    bench.say(optim_step(1))
+    assert dispatched(bench.say(optim_step(4))) == [("optim_step", 4)]
+
+
+def test_a_full_lane_is_busy_and_the_number_can_be_sent_again() -> None:
+    bench = CoreBench(lane_requests=2)
+    bench.hello()
+    bench.add_worker(train_credit=1)
+    bench.open_run()
+    for seq in (1, 2, 3):
+        bench.say(optim_step(seq))
+    assert told(bench.say(optim_step(4))) == [(14, "busy")]
+    bench.finish()
+    assert told(bench.say(optim_step(4))) == []
+
+
+def test_bytes_that_wait_are_bounded_per_session() -> None:
+    bench = CoreBench(lane_bytes=8000)
+    bench.hello()
+    bench.add_worker(train_credit=1)
+    bench.open_run()
+    bench.say(forward_backward(1), bytes(3000))
+    bench.say(forward_backward(2), bytes(3000))
+    bench.say(forward_backward(3), bytes(3000))
+    assert told(bench.say(forward_backward(4), bytes(3000))) == [(14, "busy")]
+    bench.finish()
+    assert told(bench.say(forward_backward(4), bytes(3000))) == []
+
+
+def test_bytes_that_wait_are_bounded_in_total() -> None:
+    bench = CoreBench(lane_bytes=20_000, total_bytes=8_000)
+    bench.hello()
+    bench.hello(OTHER, b"second")
+    bench.say(create_run())
+    bench.say(create_run(run_id=f"{OTHER}:train:0"), peer=b"second")
+    bench.say(forward_backward(1), bytes(6000))
+    late = forward_backward(1, run_id=f"{OTHER}:train:0")
+    assert told(bench.say(late, bytes(6000), peer=b"second"), b"second") == [(11, "busy")]
+
+
+def test_early_numbers_leave_room_for_the_next_one() -> None:
+    bench = ready_bench(lane_bytes=10_000)
+    bench.say(forward_backward(2), bytes(4000))
+    assert told(bench.say(forward_backward(3), bytes(4000))) == [(13, "busy")]
+    actions = bench.say(forward_backward(1), bytes(4500))
+    assert dispatched(actions) == [("forward_backward", 1), ("forward_backward", 2)]
+
+
+def test_the_first_part_of_a_call_takes_room_for_all() -> None:
+    bench = CoreBench(lane_bytes=20_000)
+    bench.hello()
+    bench.add_worker(train_credit=1)
+    bench.open_run()
+    bench.say(optim_step(1))  # fills the credit, so that all later ones wait
+    bench.say(forward_backward(2, part=0, num_parts=3), bytes(2000))
+    bench.say(optim_step(3))
+    other = create_run(request_id=2, run_id=f"{SESSION}:train:1")
+    bench.say(other)
+    assert told(bench.say(forward_backward(4, num_parts=2), bytes(2000))) == [(14, "busy")]
+    for part in (1, 2):
+        actions = bench.say(forward_backward(2, part=part, num_parts=3), bytes(2000))
+        assert told(actions) == []
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        pytest.param(forward_backward(1), 1_100_000, id="part"),
+        pytest.param(forward_backward(1, num_parts=4097), 10, id="number of parts"),
+        pytest.param(forward_backward(1, num_parts=400), 900_000, id="call"),
+    ],
+)
+def test_what_is_too_large_uses_up_its_number(header: Any, size: int) -> None:
+    bench = ready_bench()
+    assert told(bench.say(header, bytes(size))) == [(11, "too_large")]
+    assert dispatched(bench.say(optim_step(2))) == [("optim_step", 2)]
+
+
+def test_runs_of_a_session_are_bounded() -> None:
+    bench = ready_bench(runs=1)
+    second = create_run(request_id=2, run_id=f"{SESSION}:train:1")
+    assert told(bench.say(second)) == [(2, "busy")]
+    bench.say(CloseRun(request_id=3, run_id=RUN))
+    assert dispatched(bench.say(second)) == [("create_run", 0)]
+
+
+def test_samplers_of_a_session_are_bounded() -> None:
+    bench = sampling_bench(samplers=1)
+    second = create_sampler(7, sampler_id=f"{SESSION}:sample:1")
+    assert told(bench.say(second)) == [(7, "busy")]
+
+
+def test_ranges_voided_ahead_are_bounded() -> None:
+    bench = ready_bench(void_ranges=1)
+    bench.say(Void(request_id=2, run_id=RUN, first_seq=3, last_seq=3))
+    ahead = Void(request_id=3, run_id=RUN, first_seq=5, last_seq=5)
+    assert told(bench.say(ahead)) == [(3, "busy")]
+    assert told(bench.say(Void(request_id=4, run_id=RUN, first_seq=1, last_seq=2))) == [(4, "busy")]
+
+
+# Cancelling and closing.
+
+
+def test_queued_work_can_be_cancelled_and_its_number_is_used_up() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.add_worker(train_credit=1)
+    bench.open_run()
+    for seq in (1, 2, 3):
+        bench.say(optim_step(seq))
+    assert told(bench.say(Cancel(request_id=9, target_id=12))) == [(9, ""), (12, "cancelled")]
+    assert dispatched(bench.finish()) == [("optim_step", 3)]
+
+
+def test_dispatched_work_is_too_late_to_cancel() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(1))
+    assert told(bench.say(Cancel(request_id=9, target_id=11))) == [(9, "too_late")]
+    bench.finish()
+    assert told(bench.say(Cancel(request_id=9, target_id=11))) == [(9, "too_late")]
+    assert told(bench.say(Cancel(request_id=9, target_id=55))) == [(9, "not_found")]
+
+
+def test_a_held_number_that_is_cancelled_is_skipped() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(2))
+    bench.say(Cancel(request_id=9, target_id=12))
+    bench.say(optim_step(3))
+    assert dispatched(bench.say(optim_step(1))) == [("optim_step", 1), ("optim_step", 3)]
+
+
+def test_a_closed_run_cancels_what_is_unfinished_and_is_withdrawn() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(1))
+    bench.say(optim_step(3))
+    actions = bench.say(CloseRun(request_id=9, run_id=RUN))
+    assert told(actions) == [(9, ""), (11, "cancelled"), (13, "cancelled")]
+    assert ToWorker(WORKER, Withdraw(dispatch_ids=[2], run_ids=[RUN])) in actions
+    assert told(bench.say(optim_step(4))) == [(14, "not_found")]
+    assert bench.finish() == []
+
+
+def test_a_closed_sampler_takes_no_more_and_is_withdrawn_when_idle() -> None:
+    bench = sampling_bench()
+    bench.say(sample(5))
+    close = CloseSampler(request_id=6, sampler_id=SAMPLER)
+    assert bench.say(close) == [ToClient(CLIENT, Reply(request_id=6, result={}))]
+    assert told(bench.say(sample(7))) == [(7, "not_found")]
+    actions = bench.finish(stop_reasons=["length"])
+    assert told(actions) == [(5, "")]
+    assert ToWorker(WORKER, Withdraw(sampler_ids=[SAMPLER])) in actions
+
+
+def test_an_idle_sampler_is_withdrawn_at_once() -> None:
+    bench = sampling_bench()
+    actions = bench.say(CloseSampler(request_id=6, sampler_id=SAMPLER))
+    assert ToWorker(WORKER, Withdraw(sampler_ids=[SAMPLER])) in actions
+
+
+# Samplers.
+
+
+def sampling_bench(**settings: Any) -> CoreBench:
+    bench = ready_bench(**settings)
+    bench.say(create_sampler(2))
+    bench.finish(base_model="tiny")
+    return bench
+
+
+def test_a_sample_goes_to_the_worker_of_its_sampler() -> None:
+    bench = sampling_bench()
+    header = sample(5)
+    assert bench.say(header, b"prompt") == [
+        ToWorker(
+            WORKER,
+            Dispatch(dispatch_id=3, lease_epoch=0, lane=LANE),
+            message(header, b"prompt"),
+        )
+    ]
+
+
+def test_samples_wait_while_their_sampler_opens() -> None:
+    bench = ready_bench()
+    bench.say(save_for_sampler(1))
+    assert bench.say(sample(5)) == []
+    actions = bench.finish()
+    assert (told(actions), dispatched(actions)) == ([(11, "")], [("sample", 5)])
+
+
+def test_samples_fail_with_the_sampler_they_wait_for() -> None:
+    bench = ready_bench()
+    bench.say(save_for_sampler(1))
+    bench.say(sample(5))
+    assert told(bench.fail("non_finite")) == [(5, "non_finite"), (11, "non_finite")]
+    assert told(bench.say(sample(6))) == [(6, "not_found")]
+
+
+def test_a_sampler_id_is_used_once() -> None:
+    bench = sampling_bench()
+    assert told(bench.say(create_sampler(7))) == [(7, "")]  # the same again
+    assert told(bench.say(create_sampler(8, base_model="other"))) == [(8, "conflict")]
+    assert told(bench.say(save_for_sampler(1))) == [(11, "conflict")]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"base_model": "", "model_path": ""},
+        {"base_model": "tiny", "model_path": "weft://x"},
+        {"sampler_id": f"{OTHER}:sample:0"},
+        {"sampler_id": f"{SESSION}:sample:x"},
+    ],
+)
+def test_a_bad_sampler_is_refused(fields: dict[str, str]) -> None:
+    bench = ready_bench()
+    assert told(bench.say(create_sampler(7, **fields))) == [(7, "bad_request")]
+
+
+@pytest.mark.parametrize("fields", [{"num_samples": 0}, {"num_tokens": 0}, {"max_tokens": -2}])
+def test_a_bad_sample_is_refused(fields: dict[str, int]) -> None:
+    bench = sampling_bench()
+    assert told(bench.say(sample(5, **fields))) == [(5, "bad_request")]

@@ -1,0 +1,457 @@
+"""Sessions, versions, liveness, events and stopping of the broker's core."""
+
+import random
+from typing import Any
+
+import pytest
+from core_bench import (
+    CARD,
+    CLIENT,
+    LANE,
+    OTHER,
+    SESSION,
+    WORKER,
+    CoreBench,
+    create_run,
+    create_sampler,
+    dispatched,
+    forward_backward,
+    optim_step,
+    ready_bench,
+    sample,
+    save_for_sampler,
+    save_state,
+    told,
+)
+
+from weft.client.messages import (
+    Ack,
+    Cancel,
+    CloseRun,
+    CloseSampler,
+    Done,
+    Failure,
+    Goodbye,
+    Header,
+    Heartbeat,
+    Hello,
+    Known,
+    LoadState,
+    Query,
+    Resume,
+    Stop,
+    Void,
+    Watch,
+    Welcome,
+    WorkerHello,
+    WorkerReady,
+)
+from weft.engine.broker.config import BrokerConfig
+from weft.engine.broker.events import (
+    Action,
+    ClientGone,
+    Finished,
+    MalformedMessage,
+    StopRequested,
+    Tick,
+    ToClient,
+    ToWorker,
+    WorkerGone,
+    WorkerUnreachable,
+)
+
+
+def refusal(code: str, detail: str, number: int = 0, retry_after_s: float = 0.0) -> ToClient:
+    header = Failure(request_id=number, code=code, detail=detail, retry_after_s=retry_after_s)
+    return ToClient(CLIENT, header)
+
+
+def events(actions: list[Action]) -> list[str]:
+    """The names of the events that watchers are told."""
+    headers: list[Any] = [action.header for action in actions if isinstance(action, ToClient)]
+    return [header.name for header in headers if header is not None and header.kind == "event"]
+
+
+# Hello.
+
+
+def test_hello_is_answered_with_models_and_limits() -> None:
+    bench = CoreBench()
+    bench.add_worker()
+    assert bench.say(Hello(versions=[1, 2], session_id=SESSION)) == [
+        ToClient(
+            CLIENT,
+            Welcome(
+                version=1,
+                session_id=SESSION,
+                server="weft test",
+                models=[CARD],
+                limits=BrokerConfig().limits(),
+            ),
+        )
+    ]
+
+
+def test_a_client_of_another_version_is_told_what_is_spoken() -> None:
+    bench = CoreBench()
+    assert bench.say(Hello(versions=[7], session_id=SESSION)) == [
+        refusal("unsupported_version", "the server speaks protocol 1, the client [7]")
+    ]
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 32, "A" * 32, "a" * 33])
+def test_a_session_id_is_32_hex_digits(session_id: str) -> None:
+    bench = CoreBench()
+    assert told(bench.say(Hello(versions=[1], session_id=session_id))) == [(0, "bad_request")]
+
+
+@pytest.mark.parametrize("header", [optim_step(1), Heartbeat(), Query(request_id=3, what="runs")])
+def test_who_has_not_said_hello_is_asked_to(header: Header) -> None:
+    number = getattr(header, "request_id", 0)
+    assert CoreBench().say(header) == [
+        refusal("unknown_session", "this connection has not said hello", number)
+    ]
+
+
+def test_a_wrong_key_is_unauthorized() -> None:
+    bench = CoreBench(tenant_of=lambda key: "local" if key == "right" else None)
+    hello = Hello(versions=[1], session_id=SESSION, api_key="wrong")
+    assert told(bench.say(hello)) == [(0, "unauthorized")]
+
+
+def test_the_session_of_another_tenant_cannot_be_taken_over() -> None:
+    bench = CoreBench(tenant_of=lambda key: key)
+    bench.hello(api_key="a")
+    hello = Hello(versions=[1], session_id=SESSION, api_key="b")
+    assert told(bench.say(hello, peer=b"thief"), b"thief") == [(0, "conflict")]
+    assert told(bench.say(Query(request_id=1, what="runs"))) == [(1, "")]
+
+
+def test_sessions_are_bounded() -> None:
+    bench = CoreBench(sessions=1)
+    bench.hello()
+    hello = Hello(versions=[1], session_id=OTHER)
+    assert told(bench.say(hello, peer=b"second"), b"second") == [(0, "busy")]
+
+
+def test_a_message_only_a_server_sends_is_malformed() -> None:
+    bench = ready_bench()
+    assert bench.say(Known(request_ids=[])) == [
+        refusal("malformed", "a client does not send 'known'")
+    ]
+
+
+def test_a_malformed_message_is_answered_and_the_session_lives() -> None:
+    bench = ready_bench()
+    event = MalformedMessage(CLIENT, "malformed", "header is not msgpack")
+    assert bench.handle(event) == [refusal("malformed", "header is not msgpack")]
+    assert dispatched(bench.say(optim_step(1))) == [("optim_step", 1)]
+
+
+# Reconnecting.
+
+
+def test_a_session_is_served_where_it_last_said_hello() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(1))
+    bench.hello(peer=b"new")
+    assert told(bench.finish(), b"new") == [(11, "")]
+    assert told(bench.say(Heartbeat())) == [(0, "unknown_session")]
+
+
+def test_resume_tells_what_is_known_and_answers_what_is_finished() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(1))
+    bench.finish()
+    bench.say(optim_step(2))
+    bench.say(forward_backward(3, part=0, num_parts=2))
+    bench.hello(peer=b"new")
+    actions = bench.say(Resume(request_ids=[11, 12, 13, 14]), peer=b"new")
+    assert actions[0] == ToClient(b"new", Known(request_ids=[11, 12]))
+    assert told(actions[1:], b"new") == [(11, "")]
+
+
+def test_a_client_that_cannot_be_reached_gets_its_answers_when_it_is_back() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(1))
+    bench.handle(ClientGone(CLIENT))
+    assert told(bench.finish()) == []
+    bench.hello(peer=b"new")
+    actions = bench.say(Resume(request_ids=[11]), peer=b"new")
+    assert told(actions[1:], b"new") == [(11, "")]
+
+
+# Liveness.
+
+
+def test_a_silent_broker_sends_heartbeats() -> None:
+    bench = ready_bench(heartbeat_s=3)
+    assert bench.tick(2) == []
+    assert bench.tick(1) == [ToClient(CLIENT, Heartbeat()), ToWorker(WORKER, Heartbeat())]
+    assert bench.tick(1) == []
+
+
+def test_a_session_that_is_silent_too_long_ends() -> None:
+    bench = ready_bench(session_ttl_s=100, worker_expiry_s=1000, heartbeat_s=1000)
+    bench.say(optim_step(2))
+    bench.tick(101)
+    assert told(bench.say(Heartbeat())) == [(0, "unknown_session")]
+    bench.hello()
+    assert told(bench.say(optim_step(2))) == [(12, "session_expired")]
+    assert told(bench.say(optim_step(1))) == [(11, "session_expired")]
+    assert dispatched(bench.say(optim_step(3))) == [("optim_step", 3)]
+
+
+def test_a_heartbeat_keeps_a_session() -> None:
+    bench = ready_bench(session_ttl_s=100, worker_expiry_s=1000)
+    for _ in range(3):
+        bench.tick(60)
+        assert bench.say(Heartbeat()) == []
+
+
+def test_a_run_outlives_its_session() -> None:
+    bench = ready_bench()
+    bench.say(forward_backward(1))
+    bench.say(forward_backward(3))
+    bench.say(Goodbye())
+    bench.finish()
+    bench.hello(OTHER)
+    assert told(bench.say(optim_step(2))) == [(12, "session_expired")]
+    assert dispatched(bench.say(optim_step(4))) == [("optim_step", 4)]
+
+
+def test_a_silent_worker_is_lost() -> None:
+    bench = ready_bench(worker_expiry_s=15)
+    bench.say(optim_step(1))
+    assert told(bench.tick(15)) == [(0, "")]  # only a heartbeat
+    assert (11, "run_lost") in told(bench.tick(1))
+
+
+def test_a_loading_worker_is_given_more_time() -> None:
+    bench = CoreBench(worker_expiry_s=15, loading_expiry_s=60)
+    hello = WorkerHello(versions=[1], worker_id="w0", secret="", pid=1)
+    bench.work(hello)
+    bench.tick(59)
+    ready = WorkerReady(model=CARD, train_credit=1, sample_credit=1)
+    assert bench.work(ready) == []
+    bench.tick(14)
+    assert bench.work(Heartbeat()) == []
+
+
+def test_a_worker_that_was_given_up_is_told_to_stop() -> None:
+    bench = ready_bench()
+    bench.tick(16)
+    assert bench.work(Heartbeat()) == [ToWorker(WORKER, Stop())]
+
+
+def test_a_worker_without_the_secret_is_refused() -> None:
+    bench = CoreBench(secret="s3cret")
+    hello = WorkerHello(versions=[1], worker_id="w0", secret="guess", pid=1)
+    (action,) = bench.work(hello)
+    assert action.header.code == "unauthorized"  # type: ignore[union-attr]
+    assert bench.work(WorkerReady(model=CARD, train_credit=1, sample_credit=1)) == [
+        ToWorker(WORKER, Stop())
+    ]
+
+
+# Watching.
+
+
+def test_a_watcher_is_told_what_happens() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.say(Watch(request_id=9, enabled=True))
+    assert events(bench.add_worker()) == ["worker_ready"]
+    assert events(bench.say(create_run())) == ["dispatched"]
+    assert events(bench.finish()) == ["run_created", "done"]
+    bench.say(optim_step(1))
+    assert events(bench.fail("no_gradients")) == ["failed"]
+    assert events(bench.handle(WorkerGone("w0", "it died"))) == ["worker_lost"]
+    bench.say(Watch(request_id=10, enabled=False))
+    assert events(bench.add_worker()) == []
+
+
+def test_the_event_of_a_dispatch_names_its_lane() -> None:
+    bench = ready_bench()
+    bench.say(Watch(request_id=9, enabled=True))
+    actions: list[Any] = bench.say(optim_step(1))
+    fields = next(item.header.fields for item in actions if item.header.kind == "event")
+    assert fields == {"kind": "optim_step", "lane": LANE, "request_id": 11}
+
+
+def test_a_watcher_sees_nothing_of_other_tenants() -> None:
+    bench = CoreBench(tenant_of=lambda key: key)
+    bench.add_worker()
+    bench.hello(api_key="a")
+    bench.hello(OTHER, b"spy", api_key="b")
+    bench.say(Watch(request_id=1, enabled=True), peer=b"spy")
+    assert events(bench.say(create_run())) == []
+
+
+def test_watchers_are_bounded() -> None:
+    bench = CoreBench(watchers=1)
+    bench.hello()
+    bench.hello(OTHER, b"second")
+    bench.say(Watch(request_id=1, enabled=True))
+    late = bench.say(Watch(request_id=1, enabled=True), peer=b"second")
+    assert told(late, b"second") == [(1, "busy")]
+
+
+# Stopping.
+
+
+def test_a_stopping_broker_finishes_what_was_dispatched_and_refuses_the_rest() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(1))
+    bench.say(optim_step(3))
+    assert told(bench.handle(StopRequested())) == [(13, "stopping")]
+    assert told(bench.say(optim_step(2))) == [(12, "stopping")]
+    actions = bench.finish()
+    assert told(actions) == [(11, "")]
+    assert actions[-2:] == [ToWorker(WORKER, Stop()), Finished()]
+
+
+def test_an_idle_broker_stops_at_once() -> None:
+    bench = ready_bench()
+    assert bench.handle(StopRequested()) == [ToWorker(WORKER, Stop()), Finished()]
+
+
+def test_a_broker_does_not_wait_for_a_stuck_worker_for_ever() -> None:
+    bench = ready_bench(stop_s=5)
+    bench.say(optim_step(1))
+    bench.handle(StopRequested())
+    actions = bench.tick(6)
+    assert (11, "stopping") in told(actions)
+    assert Finished() in actions
+
+
+def test_a_stopping_broker_takes_no_new_session() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(1))
+    bench.handle(StopRequested())
+    hello = Hello(versions=[1], session_id=OTHER)
+    assert told(bench.say(hello, peer=b"late"), b"late") == [(0, "stopping")]
+
+
+# Whatever happens.
+
+
+def random_message(source: random.Random, session: str) -> Header:
+    """Something a client might send: right, repeated, early, foreign or absurd."""
+    run = f"{session}:train:{source.randrange(2)}"
+    sampler = f"{session}:sample:{source.randrange(3)}"
+    seq, number = source.randrange(12), source.randrange(1, 60)
+    common: dict[str, Any] = {"run_id": run, "request_id": number}
+    messages: list[Header] = [
+        create_run(request_id=number, run_id=run, base_model=source.choice(["tiny", "no"])),
+        forward_backward(seq, **common, loss_fn=source.choice(["cross_entropy"] * 4 + ["no"])),
+        forward_backward(
+            seq, part=source.randrange(3), num_parts=source.choice([2, 2, 3]), **common
+        ),
+        optim_step(seq, **common),
+        save_state(seq, **common, overwrite=source.random() < 0.5),
+        save_for_sampler(seq, **common, sampler_id=sampler),
+        LoadState(
+            seq=seq,
+            digest=b"load".ljust(16),
+            path=f"weft://{run}/weights/state",
+            with_optimizer=True,
+            **common,
+        ),
+        create_sampler(number, sampler_id=sampler),
+        sample(number, sampler_id=sampler, digest=b"s".ljust(16)),
+        sample(number, sampler_id=sampler),
+        Void(first_seq=seq, last_seq=seq + source.randrange(3), **common),
+        Cancel(request_id=number, target_id=source.randrange(1, 60)),
+        Query(request_id=number, what=source.choice(["runs", "status", "checkpoints"])),
+        Watch(request_id=number, enabled=source.random() < 0.5),
+        Ack(request_ids=[source.randrange(1, 60) for _ in range(5)]),
+        Resume(request_ids=list(range(1, 60))),
+        CloseSampler(request_id=number, sampler_id=sampler),
+        source.choice([Heartbeat(), Goodbye(), CloseRun(**common)]),
+    ]
+    return source.choice(messages)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_books_agree_after_any_sequence_of_events(seed: int) -> None:
+    source = random.Random(seed)
+    bench = CoreBench(
+        persists=True,
+        lane_requests=12,
+        lane_bytes=4000,
+        total_bytes=5000,
+        held_commands=4,
+        runs=2,
+        samplers=2,
+        result_bytes=1500,
+        total_result_bytes=2000,
+        result_ttl_s=20,
+        session_ttl_s=60,
+        expired_runs=1,
+        total_runs=3,
+        void_ranges=2,
+    )
+    sessions = [SESSION, OTHER]
+    workers = [("w0", b"w0"), ("w1", b"w1")]
+    for _ in range(1500):
+        session = source.choice(sessions)
+        peer = session[:1].encode()
+        chance = source.random()
+        if chance < 0.08:
+            bench.hello(session, peer)
+        elif chance < 0.66:
+            payload = bytes(source.choice([0, 10, 900]))
+            bench.say(random_message(source, session), payload, peer=peer)
+        elif chance < 0.90 and bench.dispatches:
+            index = source.randrange(max(0, len(bench.dispatches) - 6), len(bench.dispatches))
+            _, worker = source.choice(workers)
+            if source.random() < 0.8:
+                bench.finish(index, worker, base_model="tiny")
+            else:
+                bench.fail(source.choice(["busy", "non_finite"]), index, worker)
+        elif chance < 0.94:
+            name, worker = source.choice(workers)
+            bench.add_worker(name, worker, train_credit=200, sample_credit=100)
+        elif chance < 0.96:
+            name, worker = source.choice(workers)
+            is_told = source.random() < 0.5
+            bench.handle(WorkerGone(name, "it died") if is_told else WorkerUnreachable(worker))
+        elif chance < 0.97:
+            bench.handle(ClientGone(peer))
+        else:
+            bench.now += source.choice([1.0, 1.0, 9.0, 25.0])
+            bench.handle(Tick())
+    bench.handle(StopRequested())
+    bench.now += 60
+    assert bench.core.is_finished or Finished() in bench.handle(Tick())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_number_of_a_run_is_answered_once_in_any_order_of_arrival(seed: int) -> None:
+    source = random.Random(seed)
+    bench = ready_bench()
+    commands = [
+        forward_backward(seq, part=part, num_parts=2) for seq in range(1, 30) for part in (0, 1)
+    ]
+    commands += [optim_step(seq) for seq in range(30, 60)]
+    source.shuffle(commands)
+    for header in commands:
+        bench.say(header)
+    order = [request.seq for _, request in bench.dispatches[1:]]  # type: ignore[attr-defined]
+    assert order == sorted(order)
+    answers = []
+    seen: set[int] = set()
+    for index, (dispatch, _) in enumerate(bench.dispatches):
+        if dispatch.dispatch_id not in seen and dispatch.dispatch_id > 1:
+            answers += told(
+                bench.finish(index) if source.random() < 0.8 else bench.fail("internal", index)
+            )
+            seen.add(dispatch.dispatch_id)
+    assert [number for number, _ in answers] == [10 + seq for seq in range(1, 60)]
+
+
+def test_done_for_an_unknown_dispatch_is_dropped() -> None:
+    bench = ready_bench()
+    assert bench.work(Done(dispatch_id=999, lease_epoch=1)) == []
+    bench.core.check_integrity()

@@ -1,0 +1,149 @@
+"""The shape of a train step: what it costs does not grow with the number of tenants."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_models import save_random_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from weft.engine.adapters.head import Head
+from weft.engine.adapters.optimizer import step as optimizer_step
+from weft.engine.adapters.store import AdapterStore
+from weft.engine.model.decoder import Decoder
+from weft.engine.model.linear import DenseLinear
+from weft.engine.trace import Trace
+from weft.engine.worker.commands import Origin, PassWork
+from weft.engine.worker.runs import HeldRun, RunTable
+from weft.engine.worker.scheduler import Passes, Slice
+from weft.engine.worker.train import Trainer
+from weft.engine.worker.units import cut_units
+
+NUM_REQUESTS = 16
+TOKENS = 12
+
+
+class CountOps(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Adam:
+    """AdamW's fields."""
+
+    learning_rate, beta1, beta2 = 1e-3, 0.9, 0.95
+    eps, weight_decay, grad_clip_norm = 1e-12, 0.1, 1.0
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    path = tmp_path_factory.mktemp("model")
+    save_random_model(path)
+    return Decoder.load(path)
+
+
+def trainer(decoder: Decoder, num_tenants: int) -> tuple[Trainer, list[PassWork]]:
+    """Sixteen requests of this many tenants, all of one rank."""
+    store = AdapterStore(
+        decoder.sites,
+        device="cpu",
+        dtype=torch.float32,
+        state_bytes=1 << 26,
+        weights_bytes=1 << 24,
+    )
+    runs = RunTable(store, ())
+    for index in range(num_tenants):
+        run = store.create(
+            rank=8, alpha=32, train_attn=True, train_mlp=True, train_unembed=True, seed=index
+        )
+        runs.add_run(f"r{index}", HeldRun(run, f"local/{index}", "m", True, True, True))
+    works = []
+    generator = np.random.default_rng(0)
+    for job_id in range(NUM_REQUESTS):
+        tokens = generator.integers(0, 97, TOKENS, dtype=np.int32)
+        works.append(
+            PassWork(
+                origin=Origin(job_id, 1, f"local/{job_id % num_tenants}", job_id),
+                run_id=f"r{job_id % num_tenants}",
+                loss_fn="cross_entropy",
+                loss_fn_config={},
+                forward_only=False,
+                part_tokens=(TOKENS,),
+                tokens=tokens,
+                lengths=np.array([TOKENS], np.int32),
+                targets=np.roll(tokens, -1),
+                inputs={"weights": np.ones(TOKENS, np.float32)},
+                units=cut_units([TOKENS], 64),
+            )
+        )
+    works.sort(key=lambda work: work.run_id)
+    made = Trainer(
+        decoder,
+        runs,
+        Head(decoder.head, len(decoder.sites) - 1),
+        Trace(),
+        is_deterministic=False,
+        recompute_above_tokens=1 << 20,
+    )
+    return made, works
+
+
+def one_step(made: Trainer, works: list[PassWork]) -> None:
+    slices = tuple(Slice(work.origin.dispatch_id, 0, len(work.units), True) for work in works)
+    outcome = made.step(Passes(slices, True, NUM_REQUESTS * TOKENS), works)
+    assert not outcome.failures
+
+
+def counted(decoder: Decoder, num_tenants: int) -> Counter[str]:
+    """Operations of one warm train step and one optimizer step over all its runs."""
+    made, works = trainer(decoder, num_tenants)
+    one_step(made, works)
+    with CountOps() as ops:
+        one_step(made, works)
+        held = {work.run_id: made._runs.run(work.run_id).run for work in works}
+        optimizer_step(made._store, [(run, Adam()) for run in held.values()])
+    return ops.counts
+
+
+def test_base_matmuls_of_a_train_step_are_equal_for_1_and_16_tenants(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[int] = Counter()
+    now = 0
+
+    def counting(original: Any) -> Any:
+        def matmul(*arguments: Any, **named: Any) -> torch.Tensor:
+            calls[now] += 1
+            result: torch.Tensor = original(*arguments, **named)
+            return result
+
+        return matmul
+
+    for name in ("forward", "backward_input"):
+        monkeypatch.setattr(DenseLinear, name, counting(getattr(DenseLinear, name)))
+    for now in (1, 16):
+        one_step(*trainer(decoder, now))
+    assert calls[1] == calls[16] > 0
+
+
+def test_no_operation_count_grows_with_the_number_of_tenants(decoder: Decoder) -> None:
+    four, sixteen = counted(decoder, 4), counted(decoder, 16)
+    # A view of a run's place in an arena is arithmetic on a pointer, part of the plan.
+    views = {"aten.view.default", "aten.slice.Tensor", "aten.select.int", "aten.detach.default"}
+    grown = {
+        name: (four[name], count)
+        for name, count in sixteen.items()
+        if count > four[name] and name not in views
+    }
+    assert grown == {}
