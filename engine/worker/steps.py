@@ -95,8 +95,8 @@ def pack(
     if padding:
         blank = np.zeros(padding, np.float32)
         lengths.append(np.array([padding], np.int32))
-        for name, column in columns.items():
-            column.append(np.arange(padding) if name == "positions" else blank)
+        for name, pieces in columns.items():
+            pieces.append(np.arange(padding) if name == "positions" else blank)
         rows.append(padding)
         slices.append(-1)
         indices.append(-1)

@@ -10,8 +10,8 @@ from weft.client import TrainingClient
 from weft.engine import Engine
 from weft.engine.demo.arms import Arm, standard_arms
 from weft.engine.demo.recipes import Supervised
-from weft.engine.demo.report import EngineStats
 from weft.engine.demo.run import DemoConfig, run_demo
+from weft.engine.trace import EngineStats
 
 CONFIG = DemoConfig(max_steps=2, num_eval=8)
 

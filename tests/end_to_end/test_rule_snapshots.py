@@ -64,7 +64,7 @@ def test_the_sampler_and_the_trainer_agree_on_log_probabilities(
     tokens = datum.model_input.append_int(int(datum.loss_fn_inputs["target_tokens"].tolist()[-1]))
     sampled = snapshot.compute_logprobs(tokens).result(60)
     assert sampled[0] is None
-    np.testing.assert_allclose(sampled[1:], trained.to_numpy(), atol=1e-4)
+    np.testing.assert_allclose(np.array(sampled[1:], float), trained.to_numpy(), atol=1e-4)
 
 
 def test_saved_sampler_weights_survive_their_run(service: ServiceClient, model_path: str) -> None:
