@@ -1,0 +1,55 @@
+"""Checkpoints by path and owner."""
+
+import pytest
+from core_bench import RUN, SESSION, checkpoint
+
+from weft.client.errors import BadRequest, NotFound
+from weft.engine.broker.catalog import Catalog
+
+PATH = f"weft://{RUN}/weights/a"
+
+
+def test_a_checkpoint_is_found_by_its_owner_only() -> None:
+    catalog = Catalog()
+    catalog.add(checkpoint("a"))
+    assert catalog.find(PATH, "local") == checkpoint("a")
+    with pytest.raises(NotFound, match="no checkpoint"):
+        catalog.find(PATH, "somebody else")
+
+
+def test_a_checkpoint_of_another_kind_is_not_found() -> None:
+    catalog = Catalog()
+    catalog.add(checkpoint("a"))
+    with pytest.raises(NotFound, match="not of kind sampler_weights"):
+        catalog.find(PATH, "local", "sampler_weights")
+
+
+def test_what_is_no_path_is_a_bad_request() -> None:
+    with pytest.raises(BadRequest, match="is no path"):
+        Catalog().find("/etc/passwd", "local")
+
+
+def test_an_overwritten_checkpoint_counts_once() -> None:
+    catalog = Catalog()
+    catalog.add(checkpoint("a"))
+    catalog.add(checkpoint("a", size_bytes=20))
+    assert catalog.count("local") == 1
+    assert catalog.find(PATH, "local").size_bytes == 20
+
+
+def test_a_list_is_of_one_tenant_newest_first() -> None:
+    catalog = Catalog()
+    other = f"{SESSION}:train:1"
+    catalog.add(checkpoint("old", created=1.0))
+    catalog.add(checkpoint("new", created=2.0))
+    catalog.add(checkpoint("x", path=f"weft://{other}/weights/x", created=3.0))
+    catalog.add(checkpoint("foreign", tenant="somebody else", created=4.0))
+    names = [entry.path.rpartition("/")[2] for entry in catalog.of("local")]
+    assert names == ["x", "new", "old"]
+    assert [entry.path for entry in catalog.of("local", other)] == [f"weft://{other}/weights/x"]
+
+
+def test_an_owner_is_not_told_of_tenants() -> None:
+    told = checkpoint("a").fields()
+    assert "tenant" not in told
+    assert (told["run_id"], told["kind"], told["name"]) == (RUN, "weights", "a")
