@@ -41,7 +41,9 @@ LIMITS: dict[str, Limit] = {
     # A broker.
     "held_commands": Limit(1024, "count", "busy", "commands of one run that wait for a number"),
     "lane_requests": Limit(8192, "count", "busy", "requests of one lane that wait for a worker"),
-    "lane_bytes": Limit(256 << 20, "bytes", "busy", "payload of one lane that waits for a worker"),
+    "lane_bytes": Limit(
+        256 << 20, "bytes", "busy", "payload of one lane that waits; a call may have half"
+    ),
     "sessions": Limit(1024, "count", "busy", "sessions at a time"),
     "result_ttl_s": Limit(600, "s", "result_expired", "an answer that is not acknowledged"),
     "session_ttl_s": Limit(3600, "s", "session_expired", "silence that ends a session"),

@@ -105,6 +105,7 @@ class Accepting:
         if run.log.num_voids >= self._config.void_ranges and not run.log.is_used(header.last_seq):
             raise Busy(f"{run.log.num_voids} ranges of the run are voided ahead of their turn")
         if header.request_id in session.requests:
+            self._answer_again(session, session.requests[header.request_id], header.request_id)
             return
         for work in run.log.void(header.first_seq, header.last_seq):
             self._outcomes.failed(work, "cancelled", "its number was voided")

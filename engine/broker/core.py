@@ -166,6 +166,7 @@ class BrokerCore:
                 is_stuck and (run.phase is Phase.OPEN or (due is not None and due.seq == 0))
             )
             assert not (run.code and run.log.held())
+            assert run.code or run.worker is not None or not run.session.is_ended
         for sampler in books.samplers.values():
             assert sampler.sampler_id in sampler.session.samplers
             assert not sampler.session.is_ended
@@ -274,6 +275,8 @@ class BrokerCore:
             self._outcomes.fail_held(run, code, detail)
             run.log.use_up()
             self._outcomes.release(run)
+            if run.phase is Phase.OPENING and run.log.next_seq == 0:
+                self._outcomes.never_created(run, detail)
         self._dispatcher.limit_expired()
         fields = {"session_id": session.session_id, "detail": detail}
         self._books.note("session_ended", session.tenant, fields)

@@ -42,9 +42,7 @@ class Outcomes:
         """Make ready the commands of a run whose turn has come."""
         self.ready.extend(run.log.due(run.phase is Phase.OPEN))
         if run.phase is Phase.OPENING and run.log.next_seq and 0 not in run.log.commands:
-            reason = f"number 0 of run {run.run_id!r} was given up"
-            self._books.end_run(run, Phase.CLOSED, "not_found", reason)
-            self.fail_held(run, "not_found", reason)
+            self.never_created(run, "its number 0 was given up")
 
     def done(self, work: Work, replies: Sequence[Frames]) -> None:
         """A worker has carried out a request and answered with these parts."""
@@ -74,9 +72,7 @@ class Outcomes:
         self._answers.fail(work, code, detail)
         run = work.run
         if type(header) is CreateRun and run is not None and run.phase is Phase.OPENING:
-            reason = f"run {header.run_id!r} was not created: {detail}"
-            self._books.end_run(run, Phase.CLOSED, "not_found", reason)
-            self.fail_held(run, "not_found", reason)
+            self.never_created(run, detail)
         elif isinstance(header, CreateSampler | SaveForSampler):
             sampler = self._books.samplers.get(header.sampler_id)
             if sampler is not None and sampler is work.sampler:
@@ -101,6 +97,14 @@ class Outcomes:
         if run.worker is not None:
             run.worker.runs.pop(run.run_id, None)
             run.worker = None
+        if run.session.is_ended:
+            self.never_created(run, "its session ended")
+
+    def never_created(self, run: Run, reason: str) -> None:
+        """Nobody will ask for this run again."""
+        detail = f"run {run.run_id!r} was not created: {reason}"
+        self._books.end_run(run, Phase.CLOSED, "not_found", detail)
+        self.fail_held(run, "not_found", detail)
 
     def drop_sampler(self, sampler: Sampler, code: str, detail: str) -> None:
         """Strike a sampler off, and fail what waits for it."""

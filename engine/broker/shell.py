@@ -138,6 +138,9 @@ class Broker:
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the end after `stop`; whether it came."""
+        if self._thread.ident is None:  # never started
+            self._close()
+            return True
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 

@@ -32,6 +32,7 @@ from weft.client.messages import (
     CloseSampler,
     Dispatch,
     Failure,
+    Goodbye,
     Reply,
     Void,
     Withdraw,
@@ -162,6 +163,12 @@ def test_a_void_ahead_of_its_turn_waits_for_it() -> None:
         ("forward_backward", 1),
         ("optim_step", 4),
     ]
+
+
+def test_a_repeated_void_is_answered_again() -> None:
+    bench = ready_bench()
+    void = Void(request_id=9, run_id=RUN, first_seq=1, last_seq=3)
+    assert bench.say(void) == bench.say(void) == [ToClient(CLIENT, Reply(request_id=9, result={}))]
 
 
 def test_a_void_fails_a_call_of_which_parts_are_missing() -> None:
@@ -395,6 +402,44 @@ def test_ranges_voided_ahead_are_bounded() -> None:
     ahead = Void(request_id=3, run_id=RUN, first_seq=5, last_seq=5)
     assert told(bench.say(ahead)) == [(3, "busy")]
     assert told(bench.say(Void(request_id=4, run_id=RUN, first_seq=1, last_seq=2))) == [(4, "busy")]
+
+
+def test_a_run_that_found_no_room_holds_its_commands_until_it_comes_again() -> None:
+    bench = CoreBench(total_bytes=200, lane_bytes=10_000)
+    bench.hello()
+    bench.add_worker()
+    assert told(bench.say(create_run())) == [(1, "busy")]
+    bench = CoreBench()
+    bench.hello()
+    bench.add_worker()
+    bench.say(create_run())
+    bench.say(optim_step(1))
+    bench.fail("busy")
+    assert dispatched(bench.say(create_run())) == [("create_run", 0)]
+    assert dispatched(bench.finish()) == [("optim_step", 1)]
+
+
+def test_a_run_whose_number_0_is_given_up_is_not_created() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.add_worker()
+    bench.say(create_run())
+    bench.fail("busy")
+    bench.say(optim_step(1))
+    void = Void(request_id=9, run_id=RUN, first_seq=0, last_seq=0)
+    assert sorted(told(bench.say(void))) == [(9, ""), (11, "not_found")]
+    assert told(bench.say(create_run(request_id=2))) == [(2, "cancelled")]
+
+
+def test_a_run_that_was_never_created_goes_with_its_session() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.add_worker()
+    bench.say(create_run())
+    bench.fail("busy")
+    bench.say(Goodbye())
+    bench.hello()
+    assert told(bench.say(optim_step(1))) == [(11, "not_found")]
 
 
 # Cancelling and closing.
