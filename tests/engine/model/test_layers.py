@@ -63,12 +63,12 @@ def test_swiglu_and_its_gradients_follow_the_formula(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_among_other_rows_and_no_nan_of_theirs(dtype: torch.dtype) -> None:
-    row, dy = random(1, 37, dtype=dtype), random(1, 37, dtype=dtype, seed=2)
-    weight = random(37, dtype=dtype, seed=1)
+    row, dy = random(1, 31, dtype=dtype), random(1, 31, dtype=dtype, seed=2)
+    weight = random(31, dtype=dtype, seed=1)
     norm_alone, gate_alone = norm_bits(row, weight, dy), gate_bits(row, dy)
 
     for place in range(40):
-        crowd = torch.full((40, 37), float("nan"), dtype=dtype)
+        crowd = torch.full((40, 31), float("nan"), dtype=dtype)
         crowd_dy = crowd.clone()
         crowd[place], crowd_dy[place] = row, dy
 
@@ -82,18 +82,15 @@ def test_a_row_has_the_same_bits_among_other_rows_and_no_nan_of_theirs(dtype: to
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 def test_sixteen_rows_have_the_same_bits_whatever_share_a_thread_has(num_threads: int) -> None:
-    rows, dy = random(16, 96), random(16, 96, seed=2)
+    rows, dy = random(16, 36), random(16, 36, seed=2)
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         alone = gate_bits(rows, dy)
-        for num_rows, start in [(400, 7), (1008, 32), (1360, 500), (2000, 801)]:
-            crowd, crowd_dy = random(num_rows, 96, seed=3), random(num_rows, 96, seed=4)
-            crowd[start : start + 16], crowd_dy[start : start + 16] = rows, dy
-            found = gate_bits(crowd, crowd_dy)
-            assert all(
-                torch.equal(a[start : start + 16], b) for a, b in zip(found, alone, strict=True)
-            )
+        for repeats in range(290, 321):
+            found = gate_bits(rows.repeat(repeats, 1), dy.repeat(repeats, 1))
+            for a, b in zip(found, alone, strict=True):
+                assert torch.equal(a, b.repeat(repeats, 1))
     finally:
         torch.set_num_threads(before)
 
