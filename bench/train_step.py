@@ -19,6 +19,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from weft.engine.worker.units import cut_units
 
 VOCAB_SIZE = 151_936
 RANKS = (4, 8, 16, 32, 64, 16, 8, 4, 64, 32, 16, 8, 4, 16, 32, 64)
+SINGLE_RANK = 24  # of the only tenant: the mean of the mixed ranks
 NUM_REQUESTS = 16
 UNIT_TOKENS = 1024
 
@@ -103,12 +105,12 @@ class Bench:
         )
 
     def tenants(self, number: int, has_unembed: bool) -> list[str]:
-        """Make this many fresh tenants; returns their run ids."""
-        for index in range(NUM_REQUESTS):
-            self.runs.drop_run(f"r{index}")
-        for index in range(number):
+        """Make this many fresh tenants in place of those of the same number; returns run ids."""
+        run_ids = [f"{number}.{index}" for index in range(number)]
+        for index, run_id in enumerate(run_ids):
+            self.runs.drop_run(run_id)
             run = self.store.create(
-                rank=RANKS[index] if number > 1 else 16,
+                rank=RANKS[index] if number > 1 else SINGLE_RANK,
                 alpha=32.0,
                 train_attn=True,
                 train_mlp=True,
@@ -116,8 +118,8 @@ class Bench:
                 seed=index,
             )
             held = HeldRun(run, f"local/{index}", "bench", True, True, has_unembed)
-            self.runs.add_run(f"r{index}", held)
-        return [f"r{index}" for index in range(number)]
+            self.runs.add_run(run_id, held)
+        return run_ids
 
     def works(self, run_ids: Sequence[str], tokens_each: int) -> list[PassWork]:
         """Sixteen requests of this many tokens, dealt to the tenants in turn."""
@@ -209,7 +211,7 @@ class Peft:
         model.config.use_cache = False
         configs = [
             LoraConfig(
-                r=RANKS[index] if number > 1 else 16,
+                r=RANKS[index] if number > 1 else SINGLE_RANK,
                 lora_alpha=32,
                 target_modules=targets + (["lm_head"] if has_unembed else []),
             )
@@ -223,7 +225,7 @@ class Peft:
         """Forward and backward, one tenant after the other."""
         for run_id in dict.fromkeys(work.run_id for work in works):
             own = [work for work in works if work.run_id == run_id]
-            self._model.set_adapter(run_id)
+            self._model.set_adapter(f"r{run_id.split('.')[1]}")
             tokens = torch.from_numpy(np.stack([work.tokens for work in own])).long()
             targets = torch.from_numpy(np.stack([work.targets for work in own])).long()
             logits = self._model(input_ids=tokens).logits
@@ -256,8 +258,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 tokens a request only, no peft")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    table = Table("tokens/request", "tenants", "unembed", "fused tok/s", "vs 1 tenant", "vs unfused",
-                  "vs peft", "fused/frozen")  # fmt: skip
+    table = Table(
+        "tokens/request",
+        "tenants",
+        "unembed",
+        "fused tok/s",
+        "vs 1 tenant",
+        "vs unfused",
+        "vs peft",
+        "fused/frozen",
+    )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -266,49 +276,27 @@ def main() -> None:
         print(f"peft: {Peft.settings}; {torch.get_num_threads()} threads")
         bench = Bench(path)
         sizes = (64,) if arguments.quick else (32, 64, 128, 512)
-        for has_unembed in (False, True):
+        numbers = (1, 16) if arguments.quick else (1, 4, 16)
+        for has_unembed in (False,) if arguments.quick else (False, True):
+            peft = None if arguments.quick or has_unembed else Peft(path, 16, has_unembed)
             for tokens_each in sizes:
-                baseline: list[float] = []
-                for number in (1, 16) if arguments.quick else (1, 4, 16):
-                    works = bench.works(bench.tenants(number, has_unembed), tokens_each)
-                    variants: dict[str, Callable[[], None]] = {
-                        "fused": lambda works=works: bench.train(works),  # type: ignore[misc]
-                        "frozen": lambda works=works: bench.frozen(works),  # type: ignore[misc]
-                    }
-                    if number > 1:
-                        variants["unfused"] = lambda works=works: bench.train_one_by_one(works)  # type: ignore[misc]
-                        if not arguments.quick and not has_unembed:
-                            peft = Peft(path, number, has_unembed)
-                            variants["peft"] = lambda works=works, peft=peft: peft.train(works)  # type: ignore[misc]
-                    seconds = measure(variants, arguments.rounds)
-                    if number == 1:
-                        baseline = seconds["fused"]
-                    row = {
-                        "tokens_per_request": tokens_each,
-                        "tenants": number,
-                        "unembed": has_unembed,
-                        "seconds": seconds,
-                        "fused_tokens_per_s": NUM_REQUESTS
-                        * tokens_each
-                        / float(np.median(seconds["fused"])),
-                        "throughput_vs_one_tenant": median_ratio(baseline, seconds["fused"]),
-                        "fused_over_frozen": median_ratio(seconds["fused"], seconds["frozen"]),
-                    }
-                    for other in ("unfused", "peft"):
-                        if other in seconds:
-                            row[f"speedup_vs_{other}"] = median_ratio(
-                                seconds[other], seconds["fused"]
-                            )
+                rounds = 1 if tokens_each == 512 else arguments.rounds
+                for row in _measure_size(bench, peft, tokens_each, numbers, has_unembed, rounds):
                     rows.append(row)
                     table.row(
                         tokens_each,
-                        number,
+                        row["tenants"],
                         "yes" if has_unembed else "no",
                         f"{row['fused_tokens_per_s']:.0f}",
-                        f"{row['throughput_vs_one_tenant']:.2f}",
-                        f"{row['speedup_vs_unfused']:.2f}" if "unfused" in seconds else "-",
-                        f"{row['speedup_vs_peft']:.2f}" if "peft" in seconds else "-",
-                        f"{row['fused_over_frozen']:.2f}",
+                        *(
+                            f"{row[key]:.2f}" if key in row else "-"
+                            for key in (
+                                "throughput_vs_one_tenant",
+                                "speedup_vs_unfused",
+                                "speedup_vs_peft",
+                                "fused_over_frozen",
+                            )
+                        ),
                     )
         optimizer = _time_optimizer(bench)
     print(f"optimizer step over 16 due runs: {optimizer * 1e3:.0f} ms")
@@ -317,6 +305,45 @@ def main() -> None:
         "train_step_quick" if arguments.quick else "train_step",
         {"parameters": parameters, "rows": rows, "optimizer_s": optimizer, "peft": Peft.settings},
     )
+
+
+def _measure_size(
+    bench: Bench,
+    peft: Peft | None,
+    tokens_each: int,
+    numbers: Sequence[int],
+    has_unembed: bool,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """All variants of one size in the same rounds; one row per number of tenants."""
+    works = {
+        number: bench.works(bench.tenants(number, has_unembed), tokens_each) for number in numbers
+    }
+    variants: dict[str, Callable[[], None]] = {"frozen": partial(bench.frozen, works[1])}
+    for number in numbers:
+        variants[f"fused {number}"] = partial(bench.train, works[number])
+        if number > 1:
+            variants[f"unfused {number}"] = partial(bench.train_one_by_one, works[number])
+    if peft is not None:
+        variants[f"peft {numbers[-1]}"] = partial(peft.train, works[numbers[-1]])
+    seconds = measure(variants, rounds)
+    rows = []
+    for number in numbers:
+        fused = seconds[f"fused {number}"]
+        row: dict[str, Any] = {
+            "tokens_per_request": tokens_each,
+            "tenants": number,
+            "unembed": has_unembed,
+            "fused_s": fused,
+            "fused_tokens_per_s": NUM_REQUESTS * tokens_each / float(np.median(fused)),
+            "throughput_vs_one_tenant": median_ratio(seconds["fused 1"], fused),
+            "fused_over_frozen": median_ratio(fused, seconds["frozen"]),
+        }
+        for other in ("unfused", "peft"):
+            if f"{other} {number}" in seconds:
+                row[f"speedup_vs_{other}"] = median_ratio(seconds[f"{other} {number}"], fused)
+        rows.append(row)
+    return rows
 
 
 def _time_optimizer(bench: Bench) -> float:

@@ -1,5 +1,6 @@
-"""Shared set-up: keeps the repository root off the import path."""
+"""Shared set-up: the import path, and threads that wait without spinning."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,3 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the repo root on sys.path; `import kernels`, which transformers tries,
 # would then load our folder a second time under the wrong name.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+
+# Threads of a team that spin for each other starve everything else on a machine with few cores.
+# Read when torch loads, which is after this.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")

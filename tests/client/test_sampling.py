@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_sdk(broker: FakeBroker, sampler: SamplingClie
 def test_a_seed_is_drawn_once_for_each_request(broker: FakeBroker, sampler: SamplingClient) -> None:
     drawn = {sent(broker, sampler, SamplingParams()).seed for _ in range(5)}
     assert len(drawn) == 5
-    assert sent(broker, sampler, SamplingParams(seed=-3)).seed == -3
+    assert [sent(broker, sampler, SamplingParams(seed=seed)).seed for seed in (-3, 0)] == [-3, 0]
 
 
 @pytest.mark.parametrize(

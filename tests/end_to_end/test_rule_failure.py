@@ -1,5 +1,6 @@
 """Rule 4: a train step is a transaction; whatever fails in it, nobody notices."""
 
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,12 @@ import torch
 from tenants import make_data, train
 
 from weft.client import AdamParams, APIFuture, BadRequest, EngineFailed, ServiceClient
+from weft.client.messages import Dispatch, Header
 from weft.engine import Engine
 from weft.engine.adapters import head, lora
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.model import decoder as model
-from weft.engine.worker.commands import PassWork
+from weft.engine.worker.commands import Assembler, PassWork
 from weft.engine.worker.scheduler import Passes
 from weft.engine.worker.train import Outcome, Trainer
 
@@ -153,23 +155,36 @@ def test_values_that_overflow_inside_a_shared_batch_fail_their_own_call_only(
         return original(self, decision, works)
 
     monkeypatch.setattr(Trainer, "step", step)
+    arrived: queue.SimpleQueue[str] = queue.SimpleQueue()
+    add = Assembler.add
+
+    def counted_add(self: Assembler, dispatch: Dispatch, header: Header, frames: Any) -> Any:
+        work = add(self, dispatch, header, frames)
+        arrived.put(header.kind)
+        return work
+
+    monkeypatch.setattr(Assembler, "add", counted_add)
     with engine.client() as service, engine.client() as sick_service:
         expected = train(service.create_lora_training_client(model_path, rank=4, seed=1), 1, 3)
         healthy = service.create_lora_training_client(model_path, rank=4, seed=1)
         sick = sick_service.create_lora_training_client(model_path, rank=4, seed=2)
         sick.forward_backward(make_data(1), "cross_entropy").result(60)
         sick.optim_step(AdamParams(learning_rate=1e15)).result(60)
+        while not arrived.empty():
+            arrived.get()
         got: list[float] = []
         codes: list[str] = []
         for number in range(3):
             gate.clear()  # the compute thread waits with this while the others arrive
             blocker = service.create_lora_training_client(model_path, rank=2)
             blocked = blocker.forward(make_data(5), "cross_entropy")
+            while arrived.get(timeout=60) != "forward_backward":
+                continue
             bad = [sick.forward_backward(make_data(n), "cross_entropy") for n in range(2)]
             passed = healthy.forward_backward(make_data(1 + number), "cross_entropy")
             stepped = healthy.optim_step(AdamParams(learning_rate=1e-2))
-            while _waiting(service) < 5:
-                assert not passed.future().done()
+            while arrived.get(timeout=60) != "optim_step":
+                continue  # the worker has all of them once it has the last
             gate.set()
             blocked.result(60)
             assert passed.result(60).metrics["batch_tenants:max"] == 2
@@ -178,12 +193,6 @@ def test_values_that_overflow_inside_a_shared_batch_fail_their_own_call_only(
             codes += [_code(one) for one in bad]
     assert codes == ["non_finite"] * 6
     np.testing.assert_allclose(got, expected, rtol=1e-4)  # the order of float32 sums differs
-
-
-def _waiting(service: ServiceClient) -> int:
-    """Commands that the worker has received and not answered."""
-    (worker,) = service.get_status().result(60)["workers"]
-    return int(worker["dispatched"])
 
 
 def _code(future: APIFuture[Any]) -> str:

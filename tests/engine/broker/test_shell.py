@@ -32,6 +32,7 @@ from weft.client.messages import (
     Known,
     OptimStep,
     Query,
+    Reply,
     Resume,
     Sample,
     Stop,
@@ -214,8 +215,9 @@ def test_a_client_that_reconnects_loses_nothing(start: Start, employ: Any, conne
     second = connect(broker)
     second.hello()
     second.send(Resume(request_ids=[1, 2]))
-    assert second.receive() == Known(request_ids=[1])
-    assert second.receive().request_id == 1
+    answers = [second.receive(), second.receive()]  # the work may end before it is asked for
+    assert Known(request_ids=[1]) in answers
+    assert [one.request_id for one in answers if isinstance(one, Reply)] == [1]
 
 
 def test_a_message_after_a_reconnect_is_answered_with_unknown_session(
