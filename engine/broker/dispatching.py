@@ -212,10 +212,19 @@ class Dispatcher:
             self._outcomes.drop_sampler(sampler, code, detail)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError when the books contradict each other."""
+        """Raise AssertionError when the books contradict each other, or a request is nowhere."""
+        for session in self._books.sessions.by_id.values():
+            for work in session.requests.values():
+                if work.state is State.QUEUED:
+                    opening = work.sampler.waiting if work.sampler is not None else []
+                    assert work.window is not None or work in self.waiting or work in opening
+                elif work.state is State.DISPATCHED:
+                    assert work.worker is not None
+                    assert work.worker.dispatched[work.dispatch_id] is work
         for work in self.waiting:
             assert work.state is State.QUEUED
             assert work.window is None
+            assert self._books.workers.place(work.model) is None
         for worker in self._books.workers:
             for dispatch_id, work in worker.dispatched.items():
                 assert work.state is State.DISPATCHED

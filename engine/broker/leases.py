@@ -202,5 +202,6 @@ class Workers:
                 held = [work for work in worker.dispatched.values() if work.window is window]
                 assert window.outstanding == sum(work.weight for work in held)
                 assert all(work.window is window for work in window.lanes)
+                assert window.outstanding or not window.lanes.size  # nothing waits for nothing
             assert all(run.worker is worker for run in worker.runs.values())
             assert all(sampler.worker is worker for sampler in worker.samplers.values())

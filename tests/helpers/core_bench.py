@@ -144,6 +144,14 @@ def ready_bench(**settings: Any) -> CoreBench:
     return bench
 
 
+def sampling_bench(**settings: Any) -> CoreBench:
+    """A ready bench with an open sampler on the base model."""
+    bench = ready_bench(**settings)
+    bench.say(create_sampler(2))
+    bench.finish(base_model="tiny")
+    return bench
+
+
 def message(header: Header, *payload: bytes) -> list[bytes]:
     """The frames of a message."""
     return [wire.encode(header), *payload]
