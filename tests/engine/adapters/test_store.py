@@ -58,6 +58,15 @@ def test_a_starts_uniform_from_its_seed_and_b_zero() -> None:
             assert matrix.abs().max() <= matrix.shape[1] ** -0.5
 
 
+def test_the_scale_is_alpha_over_rank() -> None:
+    store = make_store()
+    run = store.create(
+        rank=4, alpha=6.0, train_attn=True, train_mlp=False, train_unembed=False, seed=0
+    )
+    assert run.scale == run.version.scale == 1.5
+    assert store.prepare_version(run).scale == 1.5
+
+
 def test_names_and_shapes_are_those_of_peft() -> None:
     store = make_store()
     weights = store.export_weights(make_run(store, rank=3, unembed=True).version)
