@@ -142,7 +142,7 @@ def _join(
             raise BadRequest("declared counts differ from the arrays", "malformed")
         if len(lengths) == 0 or lengths.min() < 1 or int(lengths.sum()) != len(tokens):
             raise BadRequest("a datum is empty, or lengths do not add up to the tokens")
-        if (header.loss_fn, header.loss_fn_config) != (first.loss_fn, first.loss_fn_config):
+        if _nature(header) != _nature(first):
             raise BadRequest("the parts of the call differ in their loss", "malformed")
         for name, column in named.items():
             columns.setdefault(name, []).append(column)
@@ -154,6 +154,12 @@ def _join(
     missing = [item.name for item in loss.inputs if item.name not in joined]
     if missing:
         raise BadRequest(f"{loss.name} lacks the input {missing[0]!r}")
+    for item in loss.inputs:
+        column = joined[item.name]
+        if column.dtype != np.dtype(item.dtype) or column.ndim != 1:
+            raise BadRequest(f"{item.name} is not one-dimensional {item.dtype}")
+        if len(column) != len(tokens):
+            raise BadRequest(f"{item.name} has {len(column)} elements for {len(tokens)} tokens")
     targets = joined.pop("target_tokens")
     _check_ids("tokens", tokens, limits.vocab_size)
     _check_ids("target_tokens", targets, limits.vocab_size)
@@ -163,8 +169,6 @@ def _join(
             f"a datum has {longest} tokens, at most {limits.max_datum_tokens} fit", "too_large"
         )
     for name, column in joined.items():
-        if len(column) != len(tokens):
-            raise BadRequest(f"{name} has {len(column)} elements for {len(tokens)} tokens")
         if not np.isfinite(column).all():
             raise BadRequest(f"{name} holds a value that is not finite", "non_finite")
     return PassWork(
@@ -180,6 +184,11 @@ def _join(
         inputs=joined,
         units=cut_units(lengths.tolist(), limits.unit_tokens),
     )
+
+
+def _nature(header: ForwardBackward) -> tuple[str, dict[str, float], bool]:
+    """What all parts of a call have in common."""
+    return header.loss_fn, header.loss_fn_config, header.forward_only
 
 
 def _ints(named: Mapping[str, np.ndarray], name: str) -> Int32s:

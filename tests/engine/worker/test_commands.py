@@ -95,6 +95,13 @@ def test_a_bad_part_refuses_the_whole_call_at_its_end_and_leaves_nothing() -> No
     assert isinstance(assembler.add(DISPATCH, *call()), PassWork)
 
 
+def test_parts_that_differ_in_direction_are_refused() -> None:
+    assembler = Assembler(LIMITS)
+    assert assembler.add(DISPATCH, *call(num_parts=2)) is None
+    with pytest.raises(BadRequest, match="differ in their loss"):
+        assembler.add(DISPATCH, *call(num_parts=2, part=1, forward_only=True))
+
+
 def test_a_changed_payload_is_noticed() -> None:
     header, _ = call()
     _, frames = call({**ARRAYS, "tokens": np.zeros(6, np.int32)})
@@ -113,6 +120,21 @@ def test_a_changed_payload_is_noticed() -> None:
         pytest.param({"lengths": np.array([6, 0], np.int32)}, {}, "empty", id="empty datum"),
         pytest.param({"lengths": np.array([4, 3], np.int32)}, {}, "add up", id="lengths"),
         pytest.param({"weights": np.ones(5, np.float32)}, {}, "weights has 5", id="short weights"),
+        pytest.param(
+            {"target_tokens": np.arange(5, dtype=np.int32)}, {}, "tokens has 5", id="short targets"
+        ),
+        pytest.param(
+            {"target_tokens": np.ones(6, np.float32)},
+            {},
+            "one-dimensional int32",
+            id="float targets",
+        ),
+        pytest.param(
+            {"weights": np.ones(6, np.int32)}, {}, "one-dimensional float32", id="int weights"
+        ),
+        pytest.param(
+            {"weights": np.ones((6, 1), np.float32)}, {}, "one-dimensional", id="flat weights"
+        ),
         pytest.param(
             {"weights": np.full(6, np.nan, np.float32)}, {}, "not finite", id="nan weights"
         ),
