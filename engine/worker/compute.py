@@ -242,8 +242,9 @@ class Compute:
         for run_id in withdraw.run_ids:
             for job_id in self._scheduler.jobs_of(run_id):
                 taken = self._take(job_id)
+                if isinstance(taken, PassWork):
+                    self._trainer.abandon([taken])
                 self._replies.failed(taken.origin, "cancelled", "the run was closed")
-            self._trainer.forget(run_id)
             self._runs.drop_run(run_id)
         for sampler_id in withdraw.sampler_ids:
             self._runs.drop_sampler(sampler_id)

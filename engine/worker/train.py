@@ -88,6 +88,8 @@ class Trainer:
         logprobs_T, losses_T = self._compute(decision, works, step, linears)
         self._keep(works, step, logprobs_T, losses_T)
         outcome = self._judge(decision, works, held)
+        for dispatch_id in (*outcome.failures, *outcome.repeats):
+            self._partials.pop(dispatch_id, None)
         if decision.backward:
             self._commit(decision, works, held, outcome)
         return outcome
@@ -98,16 +100,11 @@ class Trainer:
         return partial.logprobs, {"loss:sum": partial.loss}
 
     def abandon(self, works: Sequence[PassWork]) -> None:
-        """Undo a step that raised: the stages of its runs are dropped, the commands start over."""
+        """Undo what commands have done so far: of a step that raised, or of a run that is to go."""
         for work in works:
             self._partials.pop(work.origin.dispatch_id, None)
             if work.run_id in self._runs:
                 self._store.discard(self._runs.run(work.run_id).run)
-
-    def forget(self, run_id: str) -> None:
-        """Drop the open stage of a run that is about to go."""
-        if run_id in self._runs:
-            self._store.discard(self._runs.run(run_id).run)
 
     def _plan(
         self, decision: Passes, works: Sequence[PassWork], held: Sequence[HeldRun]
@@ -247,7 +244,6 @@ class Trainer:
         ended: dict[int, HeldRun] = {}
         for piece, work, one in zip(decision.slices, works, held, strict=True):
             if piece.job_id in spoiled:
-                self._partials.pop(work.origin.dispatch_id, None)
                 self._store.discard(one.run)
             elif piece.ends_job:
                 ended[id(one)] = one

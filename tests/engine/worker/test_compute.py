@@ -1,0 +1,221 @@
+"""The compute thread's loop without sockets: work goes into its inbox, answers come out decoded."""
+
+import queue
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from random_models import save_random_model
+
+from weft.client import wire
+from weft.client.messages import CreateRun, Done, Failed, Header, OptimStep, Request, Withdraw
+from weft.engine.adapters import optimizer
+from weft.engine.adapters.head import Head
+from weft.engine.adapters.store import AdapterStore
+from weft.engine.model.decoder import Decoder
+from weft.engine.sampling.generate import Generator
+from weft.engine.sampling.kv_cache import KVCache
+from weft.engine.trace import Trace
+from weft.engine.worker.checkpoints import CheckpointFiles
+from weft.engine.worker.commands import CommandWork, Origin, PassWork
+from weft.engine.worker.compute import Compute
+from weft.engine.worker.controls import Controls
+from weft.engine.worker.network import Inbox, Network, Stopped
+from weft.engine.worker.runs import RunTable
+from weft.engine.worker.scheduler import Scheduler
+from weft.engine.worker.threads import StepThreads
+from weft.engine.worker.train import Trainer
+from weft.engine.worker.units import cut_units
+
+
+class Wire:
+    """Stands where the network thread is."""
+
+    def __init__(self) -> None:
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.answers: list[Header] = []
+
+    def send(self, *frames: bytes) -> None:
+        self.answers.append(wire.decode(frames[0]))
+
+
+class Bench:
+    """A compute loop on a small random model."""
+
+    def __init__(self, decoder: Decoder, folder: Path, batch_tokens: int) -> None:
+        self.wire = Wire()
+        self.store = AdapterStore(
+            decoder.sites,
+            device="cpu",
+            dtype=torch.float32,
+            state_bytes=1 << 24,
+            weights_bytes=1 << 22,
+        )
+        runs = RunTable(self.store, ())
+        self.trainer = Trainer(
+            decoder,
+            runs,
+            Head(decoder.head, len(decoder.sites) - 1),
+            Trace(),
+            is_deterministic=False,
+            recompute_above_tokens=1 << 20,
+        )
+        cache = KVCache(
+            decoder.config, num_pages=4, page_size=16, device="cpu", dtype=torch.float32
+        )
+        self.compute = Compute(
+            network=cast(Network, self.wire),
+            scheduler=Scheduler(batch_tokens),
+            runs=runs,
+            trainer=self.trainer,
+            generator=Generator(decoder, self.store, cache),
+            controls=Controls(runs, CheckpointFiles(folder), "m", ""),
+            trace=Trace(),
+            threads=StepThreads(False),
+            macs_per_token=1.0,
+        )
+
+    def put(self, *works: Any) -> None:
+        for work in works:
+            self.wire.inbox.put(work)
+
+    def run(self) -> dict[int, str]:
+        """Work off what is in the inbox; returns "done" or the code by dispatch id."""
+        self.put(Stopped("test"))
+        self.compute.run()
+        outcomes: dict[int, str] = {}
+        for answer in self.wire.answers:
+            if isinstance(answer, Failed):
+                outcomes[answer.dispatch_id] = answer.code
+            elif isinstance(answer, Done):
+                outcomes[answer.dispatch_id] = "done"
+        return outcomes
+
+
+def command(number: int, header: Request) -> CommandWork:
+    return CommandWork(Origin(number, 1, "local/s", number), header)
+
+
+def create(number: int, run_id: str) -> CommandWork:
+    header = CreateRun(
+        request_id=number,
+        run_id=run_id,
+        seq=0,
+        digest=b"",
+        base_model="m",
+        rank=4,
+        alpha=8.0,
+        seed=1,
+        train_attn=True,
+        train_mlp=True,
+        train_unembed=True,
+    )
+    return command(number, header)
+
+
+def optim_step(number: int, run_id: str) -> CommandWork:
+    header = OptimStep(
+        request_id=number,
+        run_id=run_id,
+        seq=number,
+        digest=b"",
+        learning_rate=1e-3,
+        beta1=0.9,
+        beta2=0.95,
+        eps=1e-12,
+        weight_decay=0.0,
+        grad_clip_norm=0.0,
+    )
+    return command(number, header)
+
+
+def passed(
+    number: int, run_id: str, lengths: Sequence[int] = (8, 8), forward_only: bool = False
+) -> PassWork:
+    total = sum(lengths)
+    tokens = np.random.default_rng(number).integers(0, 97, total, dtype=np.int32)
+    return PassWork(
+        origin=Origin(number, 1, "local/s", number),
+        run_id=run_id,
+        loss_fn="cross_entropy",
+        loss_fn_config={},
+        forward_only=forward_only,
+        part_tokens=(total,),
+        tokens=tokens,
+        lengths=np.array(lengths, np.int32),
+        targets=np.roll(tokens, -1),
+        inputs={"weights": np.ones(total, np.float32)},
+        units=cut_units(list(lengths), 8),
+    )
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    path = tmp_path_factory.mktemp("model")
+    save_random_model(path)
+    return Decoder.load(path)
+
+
+@pytest.fixture
+def bench(decoder: Decoder, tmp_path: Path) -> Bench:
+    return Bench(decoder, tmp_path, batch_tokens=8)
+
+
+def test_a_run_withdrawn_in_the_middle_of_a_command_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = bench.trainer.step
+
+    def step(*arguments: Any) -> Any:
+        outcome = original(*arguments)
+        if bench.trainer._partials:
+            bench.put(Withdraw(run_ids=["r"]))
+        return outcome
+
+    free = bench.store._state_blocks.take(1)
+    assert free is not None
+    bench.store._state_blocks.give(free)
+    monkeypatch.setattr(bench.trainer, "step", step)
+    bench.put(create(1, "r"), create(2, "other"), passed(3, "r"), passed(4, "r"))
+    assert bench.run() == {1: "done", 2: "done", 3: "cancelled", 4: "cancelled"}
+    assert bench.trainer._partials == {}
+    assert bench.store._state_blocks.take(1) == free
+
+
+def test_a_forward_that_is_not_finite_leaves_no_partial_result(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: Head, hidden_TD: torch.Tensor, *rest: Any) -> Any:
+        blank = torch.full((len(hidden_TD),), torch.nan)
+        return blank, blank
+
+    monkeypatch.setattr(Head, "forward", forward)
+    bench.put(create(1, "r"), passed(2, "r", forward_only=True))
+    assert bench.run() == {1: "done", 2: "non_finite"}
+    assert bench.trainer._partials == {}
+
+
+def test_an_optimizer_step_without_memory_fails_its_run_and_no_other(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(decoder, tmp_path, batch_tokens=64)
+    original = optimizer.adamw_
+    calls: list[int] = []
+
+    def adamw_(items: Sequence[Any], settings: Sequence[Any]) -> None:
+        calls.append(len(items))
+        if len(calls) in (1, 2):  # all together, then the first alone
+            raise torch.OutOfMemoryError("injected")
+        original(items, settings)
+
+    monkeypatch.setattr(optimizer, "adamw_", adamw_)
+    runs = ("a", "b")
+    bench.put(*(create(number, run_id) for number, run_id in enumerate(runs, 1)))
+    bench.put(*(passed(number, run_id) for number, run_id in enumerate(runs, 3)))
+    bench.put(*(optim_step(number, run_id) for number, run_id in enumerate(runs, 5)))
+    outcomes = bench.run()
+    assert {number: outcomes[number] for number in (5, 6)} == {5: "out_of_memory", 6: "done"}
+    assert calls == [2, 1, 1]
