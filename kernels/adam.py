@@ -27,6 +27,7 @@ class AdamTensors:
     moment1: Tensor
     moment2: Tensor
     step: int  # the number of this step, from 1
+    gradient_scale: float = 1.0  # the gradient is multiplied by it first
 
 
 def adamw_(items: Sequence[AdamTensors], settings: Sequence[AdamSettings]) -> None:
@@ -36,6 +37,8 @@ def adamw_(items: Sequence[AdamTensors], settings: Sequence[AdamSettings]) -> No
     different settings. The same with `torch._foreach_*` operations, which take settings per adapter
     in one launch, makes nine passes: 20 M parameters take 40 ms instead of 10 (one thread).
 
+    All memory is taken before the first write: when it is not there, nothing has changed.
+
     Args:
         items: the adapters.
         settings: of each.
@@ -43,16 +46,25 @@ def adamw_(items: Sequence[AdamTensors], settings: Sequence[AdamSettings]) -> No
     groups: dict[AdamSettings, list[AdamTensors]] = {}
     for item, chosen in zip(items, settings, strict=True):
         groups.setdefault(chosen, []).append(item)
+    steps = {
+        chosen: torch.tensor(
+            [float(member.step) for member in members], device=members[0].weight.device
+        )
+        for chosen, members in groups.items()
+    }
+    scaled = [item for item in items if item.gradient_scale != 1]
+    if scaled:
+        torch._foreach_mul_(
+            [item.gradient for item in scaled], [item.gradient_scale for item in scaled]
+        )
     for chosen, members in groups.items():
-        device = members[0].weight.device
-        steps = torch.tensor([float(member.step) for member in members], device=device)
         torch._fused_adamw_(
             [member.weight for member in members],
             [member.gradient for member in members],
             [member.moment1 for member in members],
             [member.moment2 for member in members],
             [],
-            list(steps.unbind()),
+            list(steps[chosen].unbind()),
             lr=chosen.learning_rate,
             beta1=chosen.beta1,
             beta2=chosen.beta2,

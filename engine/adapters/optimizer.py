@@ -63,6 +63,9 @@ def step(store: AdapterStore, due: Sequence[tuple[Run, AdamParams]]) -> list[Ste
 
     Returns:
         One result a run, in order. Waits for the device.
+
+    Raises:
+        Exception: whatever the device raised; out of memory changes nothing.
     """
     gradients = [store.flat(run, run.gradient_plane) for run, _ in due if run.has_gradient]
     norms = iter(store.norms(gradients))
@@ -108,11 +111,6 @@ def _admit(store: AdapterStore, run: Run, params: AdamParams, norm: float) -> _D
 
 def _apply(store: AdapterStore, ready: dict[int, _Due], clips: dict[int, float]) -> None:
     items = list(ready.values())
-    if clips:
-        clipped = [ready[index].run for index in clips]
-        torch._foreach_mul_(
-            [store.flat(run, run.gradient_plane) for run in clipped], list(clips.values())
-        )
     adamw_(
         [
             AdamTensors(
@@ -121,8 +119,9 @@ def _apply(store: AdapterStore, ready: dict[int, _Due], clips: dict[int, float])
                 moment1=store.flat(one.run, MOMENT1),
                 moment2=store.flat(one.run, MOMENT2),
                 step=one.run.step + 1,
+                gradient_scale=clips.get(index, 1.0),
             )
-            for one in items
+            for index, one in ready.items()
         ],
         [
             AdamSettings(

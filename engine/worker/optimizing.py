@@ -1,11 +1,16 @@
 """Answer the optimizer steps that are due: one launch for all runs, one verdict each."""
 
+import logging
+
 from ...client.errors import WeftError
 from ...client.messages import OptimStep
 from ..adapters.optimizer import step
+from ..faults import is_out_of_memory
 from .commands import CommandWork
 from .replies import Replies
 from .runs import HeldRun, RunTable
+
+log = logging.getLogger(__name__)
 
 
 class Optimizing:
@@ -16,7 +21,10 @@ class Optimizing:
         self._replies = replies
 
     def step(self, works: list[CommandWork]) -> None:
-        """Step every run that may step; refuse the others, each with its own reason."""
+        """Step every run that may step; refuse the others, each with its own reason.
+
+        What does not fit into memory together is repeated one by one.
+        """
         due: list[tuple[CommandWork, HeldRun, OptimStep]] = []
         for work in works:
             header = work.header
@@ -28,7 +36,19 @@ class Optimizing:
                 self._replies.failed(work.origin, error.code, str(error))
             else:
                 due.append((work, held, header))
-        results = step(self._runs.store, [(held.run, header) for _, held, header in due])
+        try:
+            results = step(self._runs.store, [(held.run, header) for _, held, header in due])
+        except Exception as error:  # the boundary to the device
+            if not is_out_of_memory(error):
+                raise
+            log.warning("%d optimizer steps do not fit into memory together", len(due))
+            if len(due) == 1:
+                detail = f"{type(error).__name__}: {error}"
+                self._replies.failed(due[0][0].origin, "out_of_memory", detail)
+            else:
+                for work, _, _ in due:
+                    self.step([work])
+            return
         for (work, held, _), result in zip(due, results, strict=True):
             if result.error is not None:
                 if not held.run.has_gradient:
