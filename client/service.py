@@ -9,6 +9,7 @@ import zmq
 
 from . import environment
 from .answers import read_result
+from .connection import Connection
 from .errors import BadRequest
 from .futures import APIFuture, as_coroutine, in_thread
 from .limits import limit
@@ -58,6 +59,11 @@ class ServiceClient:
         self._api_key = environment.api_key() if api_key is None else api_key
         self._metadata = check_metadata(user_metadata)
         self._session = Session.open(self._address, self._api_key, self._metadata, context)
+
+    @property
+    def connection(self) -> Connection:
+        """What this client and all that it makes share."""
+        return self._session.connection
 
     def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
         """The models that can be trained and sampled; waits for the server."""
@@ -170,7 +176,7 @@ class ServiceClient:
 
     def close(self) -> None:
         """End the session and every client of it; unanswered calls fail."""
-        self._session.connection.close()
+        self.connection.close()
 
     get_server_capabilities_async = in_thread(get_server_capabilities)
     create_lora_training_client_async = in_thread(create_lora_training_client)

@@ -110,9 +110,6 @@ def run_serve(arguments: argparse.Namespace) -> int:
     require_engine()
     from .embedded import Engine
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     settings = {
         field.name: getattr(arguments, field.name)
         for field in fields(WorkerConfig)
@@ -120,21 +117,40 @@ def run_serve(arguments: argparse.Namespace) -> int:
     }
     listen = arguments.listen or [DEFAULT_ADDRESS]
     state = arguments.state or str(Path("~/.local/state/weft").expanduser())
-    with Engine(
-        arguments.model,
-        isolate=True,
-        listen=listen,
-        insecure=arguments.insecure,
-        state_dir=state,
-        **settings,
-    ) as engine:
-        print(f"weft serves {arguments.model} on {', '.join(listen)}", flush=True)
+    stop = threading.Event()
+    is_serving = False
+
+    def end(*_: object) -> None:
+        if not is_serving:
+            raise _Ended
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    try:
+        engine = Engine(
+            arguments.model,
+            isolate=True,
+            listen=listen,
+            insecure=arguments.insecure,
+            state_dir=state,
+            **settings,
+        )
+        is_serving = True
+    except _Ended:
+        return 0
+    with engine:
+        print(f"weft serves {arguments.model} on {', '.join(engine.addresses)}", flush=True)
         while not stop.is_set() and engine.is_healthy:
             stop.wait(0.5)
         if not stop.is_set():
             print("weft: the worker has ended; see the log", file=sys.stderr)
             return 1
     return 0
+
+
+class _Ended(BaseException):
+    """A signal to end came while the model was loading."""
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -14,18 +14,21 @@ from typing import Any
 
 import zmq
 
-from ..client.errors import EngineFailed, WeftError
+from ..client.connection import Connection
+from ..client.errors import Disconnected, EngineFailed, WeftError
+from ..client.limits import LIMITS
 from ..client.service import ServiceClient
 from .broker.shell import Broker
 from .worker.checkpoints import CheckpointFiles
 from .worker.config import WorkerConfig
+from .worker.launch import STOP_S as WORKER_STOP_S
 from .worker.launch import WorkerProcess
 from .worker.process import Assignment, run_worker
 
 log = logging.getLogger(__name__)
 
 LOAD_S = 600.0  # the longest a model may take to load
-STOP_S = 30.0  # the longest that work under way may take to finish
+STOP_S = LIMITS["stop_s"].default + 5.0  # until the broker has given up what is under way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +72,15 @@ class Engine:
         self.config = EngineConfig(
             isolate=isolate, listen=tuple(listen), insecure=insecure, state_dir=state_dir
         )
+        settings = WorkerConfig(model=model, state_dir=state_dir, **worker_settings)
         self._temporary = tempfile.TemporaryDirectory(prefix="weft-")
-        root = Path(self.config.state_dir or Path(self._temporary.name) / "state")
-        self.worker_config = WorkerConfig(model=model, state_dir=str(root), **worker_settings)
+        root = Path(state_dir or Path(self._temporary.name) / "state")
+        self.worker_config = replace(settings, state_dir=str(root))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._clients: weakref.WeakSet[ServiceClient] = weakref.WeakSet()
+        # Connections, not clients: a run or sampler keeps one open when its client is gone.
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._is_closed = False
-        self._has_worker = True
+        self._has_worker = self._has_broker = True
         self._ready = threading.Event()
         self._failure: WeftError | None = None
         self._broker: Broker | None = None
@@ -98,6 +103,7 @@ class Engine:
                 insecure=insecure,
                 context=self._context,
                 on_ready=self._ready.set,
+                on_finished=self._on_broker_end,
             )
             self._broker.start()
             self._assignment = Assignment.to_broker(self.worker_config, back, secret)
@@ -108,10 +114,21 @@ class Engine:
             raise
 
     def client(self, **settings: Any) -> ServiceClient:
-        """A client of this engine, a session of its own; takes what `ServiceClient` takes."""
+        """A client of this engine, a session of its own; takes what `ServiceClient` takes.
+
+        Raises:
+            Disconnected: the engine is closed.
+        """
+        if self._is_closed:
+            raise Disconnected("the engine is closed")
         client = ServiceClient(base_url=self.address, context=self._context, **settings)
-        self._clients.add(client)
+        self._connections.add(client.connection)
         return client
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients outside this process connect, with the ports that were taken."""
+        return [] if self._broker is None else self._broker.addresses[1:]
 
     @property
     def worker_pid(self) -> int | None:
@@ -120,21 +137,22 @@ class Engine:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the worker still runs."""
-        return self._has_worker
+        """Whether broker and worker still run."""
+        return self._has_worker and self._has_broker
 
     def close(self) -> None:
         """End our clients, finish what has started, stop the worker, free everything."""
         if self._is_closed:
             return
         self._is_closed = True
-        for client in list(self._clients):
-            client.close()
+        worker_stop_s = WORKER_STOP_S if self._ready.is_set() else 0.0  # deaf while it loads
+        for connection in list(self._connections):
+            connection.close()
         if self._broker is not None:
             self._broker.stop()
             self._broker.join(STOP_S)
         if self._process is not None:
-            self._process.join()
+            self._process.join(worker_stop_s)
         if self._thread is not None:
             self._thread.join(timeout=STOP_S)
         self._context.destroy(linger=0)
@@ -179,8 +197,12 @@ class Engine:
             self._broker.worker_gone(self._assignment.worker_id, detail)
         self._ready.set()
 
+    def _on_broker_end(self) -> None:
+        self._has_broker = False
+        self._ready.set()
+
     def _wait_until_ready(self) -> None:
         if not self._ready.wait(LOAD_S):
             raise EngineFailed(f"the model was not loaded after {LOAD_S:.0f} s")
-        if self._failure is not None:
-            raise self._failure
+        if not self.is_healthy:
+            raise self._failure or EngineFailed("the engine ended while it loaded")

@@ -56,7 +56,9 @@ class WorkerProcess:
 
     def _watch(self) -> None:
         assert self._process.stdout is not None
-        output = self._process.stdout.read()
+        last = ""
+        for line in self._process.stdout:  # read on, so that the pipe never fills
+            last = line
         status = self._process.wait()
         self._process.stdout.close()
         if self._process.stdin is not None:
@@ -64,14 +66,17 @@ class WorkerProcess:
                 self._process.stdin.close()
             except BrokenPipeError:  # it died before it read all
                 status = status or 1
-        self._on_exit(_explain(status, output))
+        self._on_exit(_explain(status, last))
 
 
-def _explain(status: int, output: str) -> WeftError | None:
+def _explain(status: int, last_line: str) -> WeftError | None:
     if status == 0:
         return None
-    if status == LOAD_FAILED and output.strip():
-        reason: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-        return from_code(str(reason["code"]), str(reason["detail"]))
+    if status == LOAD_FAILED:
+        try:
+            reason: dict[str, Any] = json.loads(last_line)
+            return from_code(str(reason["code"]), str(reason["detail"]))
+        except (ValueError, KeyError, TypeError):  # something else wrote to stdout at the end
+            return EngineFailed(f"the worker could not load the model; it said {last_line[:200]!r}")
     ending = f"signal {-status}" if status < 0 else f"status {status}"
     return EngineFailed(f"the worker process ended with {ending}")

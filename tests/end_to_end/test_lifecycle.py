@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import serving, wait_until_gone
+from processes import Served, serving, wait_until_gone
 from tenants import make_data, train
 
-from weft.client import AdamParams, EngineFailed, ServiceClient, WeftError
+from weft.client import AdamParams, Disconnected, EngineFailed, ServiceClient, WeftError
 from weft.engine import Engine
+from weft.engine.worker.launch import WorkerProcess
 
 
 def test_a_terminated_server_finishes_or_refuses_and_leaves_nothing(
@@ -89,3 +90,42 @@ def test_a_closed_engine_leaves_no_thread_and_no_process(model_path: str) -> Non
     engine.close()
     left = [t.name for t in threading.enumerate() if t not in before and t.name.startswith("weft")]
     assert left == []
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_closing_an_engine_answers_what_is_on_its_way(
+    model_path: str, isolate: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client object is gone, its run is not: the connection is the engine's to close."""
+    engine = Engine(model_path, isolate=isolate, memory_bytes=1 << 30)
+    run = engine.client().create_lora_training_client(model_path, rank=4)
+    pending = [run.forward_backward(make_data(seed), "cross_entropy") for seed in range(40)]
+    engine.close()
+    assert {_outcome(future) for future in pending} <= {"done", "disconnected"}
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert not Path(engine._temporary.name).exists()
+    with pytest.raises(Disconnected, match="closed"):
+        engine.client()
+
+
+def test_a_worker_that_dies_while_it_loads_is_reported_at_once(
+    model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = WorkerProcess.__init__
+
+    def start(self: WorkerProcess, *arguments: Any) -> None:
+        original(self, *arguments)
+        os.kill(self.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(WorkerProcess, "__init__", start)
+    with pytest.raises(EngineFailed, match="ended with signal 9"):
+        Engine(model_path, isolate=True, memory_bytes=1 << 30)
+
+
+def test_a_server_terminated_while_it_loads_goes_at_once(model_path: str, tmp_path: Path) -> None:
+    served = Served(model_path, tmp_path, "--memory-bytes", "1000000000")
+    while not (workers := served.children()):
+        assert served.process.poll() is None
+    status, out, err = served.end(signal.SIGTERM)
+    assert (status, out) == (0, ""), err
+    assert all(wait_until_gone(pid) for pid in workers)
