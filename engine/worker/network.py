@@ -16,7 +16,16 @@ import zmq
 from ...client import wire
 from ...client.errors import WeftError
 from ...client.limits import LIMITS
-from ...client.messages import Dispatch, Failed, Heartbeat, Request, Stop, Withdraw, WorkerHello
+from ...client.messages import (
+    Dispatch,
+    Failed,
+    Failure,
+    Heartbeat,
+    Request,
+    Stop,
+    Withdraw,
+    WorkerHello,
+)
 from ..trace import Trace
 from .commands import Assembler, Frame, ModelLimits, Work
 
@@ -147,6 +156,8 @@ class Network:
                     self.inbox.put(header)
                 case Stop():
                     self.inbox.put(Stopped("the broker asked to stop"))
+                case Failure():
+                    self.inbox.put(Stopped(f"the broker refused this worker: {header.detail}"))
                 case _:
                     continue  # a heartbeat
 

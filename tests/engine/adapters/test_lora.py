@@ -1,5 +1,7 @@
 """Linears with adapters against the oracle, and what a neighbour may not do."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from lora_helpers import (
@@ -246,12 +248,13 @@ def test_several_calls_equal_one_bitwise() -> None:
     assert all(torch.equal(one[name], several[name]) for name in one)
 
 
-def test_unit_order_decides_the_sum_whatever_the_packing() -> None:
+@pytest.mark.parametrize("bounds", [(0, 16, 64, 96), (0, 32, 64, 96)])
+def test_unit_order_decides_the_sum_whatever_the_packing(bounds: tuple[int, ...]) -> None:
     store = make_store()
     run, twin = make_run(store, 7, seed=1), make_run(store, 7, seed=1)
     x_TD, (dy_TO,) = inputs(96, (3,))
     base = make_bases((3,), 16)
-    spans = [slice(0, 16), slice(16, 64), slice(64, 96)]
+    spans = [slice(first, last) for first, last in pairwise(bounds)]
     for owner, order in ((run, [0, 1, 2]), (twin, [2, 0, 1])):
         rows = torch.cat([torch.arange(96)[spans[index]] for index in order])
         store.begin(owner)

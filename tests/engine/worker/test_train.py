@@ -39,7 +39,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return Decoder.load(path)
 
 
-def trainer(decoder: Decoder, num_tenants: int) -> tuple[Trainer, list[PassWork]]:
+def trainer(
+    decoder: Decoder, num_tenants: int, recompute_above_tokens: int = 1 << 20
+) -> tuple[Trainer, list[PassWork]]:
     """Sixteen requests of this many tenants, all of one rank."""
     store = AdapterStore(
         decoder.sites,
@@ -80,7 +82,7 @@ def trainer(decoder: Decoder, num_tenants: int) -> tuple[Trainer, list[PassWork]
         Head(decoder.head, len(decoder.sites) - 1),
         Trace(),
         is_deterministic=False,
-        recompute_above_tokens=1 << 20,
+        recompute_above_tokens=recompute_above_tokens,
     )
     return made, works
 
@@ -131,3 +133,13 @@ def test_no_operation_count_grows_with_the_number_of_tenants(decoder: Decoder) -
         if count > four.get(name, 0)
     }
     assert grown == {}
+
+
+def test_recomputed_activations_give_the_same_gradients_to_the_bit(decoder: Decoder) -> None:
+    norms = []
+    for recompute_above_tokens in (1 << 20, 0):
+        made, works = trainer(decoder, 4, recompute_above_tokens)
+        one_step(made, works)
+        runs = [made._runs.run(f"r{index}").run for index in range(4)]
+        norms.append([made._store.flat(run, run.gradient_plane).clone().tolist() for run in runs])
+    assert norms[0] == norms[1]
