@@ -1,5 +1,6 @@
 """Which worker does what, and when: placement, fair lanes under credit, and the loss of workers."""
 
+from ...client.limits import limit
 from ...client.messages import (
     Command,
     CreateRun,
@@ -19,6 +20,8 @@ from .leases import Phase, Run, Sampler, Window, Worker
 from .outcomes import Outcomes
 from .sessions import Session
 from .work import State, Work
+
+MAX_IDS = limit("request_ids")
 
 
 class Dispatcher:
@@ -175,8 +178,10 @@ class Dispatcher:
                 continue
             self._outcomes.failed(work, code, detail)
         if worker is not None:
-            header = Withdraw(dispatch_ids=withdrawn, run_ids=[run.run_id])
-            self._send(worker, header)
+            while len(withdrawn) > MAX_IDS:  # more would not fit into a header
+                self._send(worker, Withdraw(dispatch_ids=withdrawn[:MAX_IDS]))
+                del withdrawn[:MAX_IDS]
+            self._send(worker, Withdraw(dispatch_ids=withdrawn, run_ids=[run.run_id]))
             self._pump(worker, worker.train)
 
     def limit_expired(self) -> None:

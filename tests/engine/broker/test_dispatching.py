@@ -26,6 +26,7 @@ from core_bench import (
 from weft.client import wire
 from weft.client.limits import limit
 from weft.client.messages import (
+    CloseRun,
     Dispatch,
     Done,
     Failed,
@@ -370,3 +371,15 @@ def test_a_worker_that_connects_anew_holds_nothing() -> None:
     bench.say(optim_step(1))
     hello = WorkerHello(versions=[1], worker_id="w0", secret="", pid=2)
     assert told(bench.work(hello, peer=SECOND), CLIENT) == [(11, "run_lost")]
+
+
+def test_a_run_with_more_commands_than_a_header_holds_is_withdrawn_in_pieces() -> None:
+    bench = ready_bench()
+    number = limit("request_ids") + 3
+    for seq in range(1, number + 1):
+        bench.say(forward_backward(seq, num_tokens=1, forward_only=True))
+    actions = bench.say(CloseRun(request_id=9, run_id=RUN))
+    headers = [action.header for action in actions if isinstance(action, ToWorker)]
+    withdrawn = [header for header in headers if isinstance(header, Withdraw)]
+    assert [len(header.dispatch_ids) for header in withdrawn] == [limit("request_ids"), 3]
+    assert [header.run_ids for header in withdrawn] == [[], [RUN]]
