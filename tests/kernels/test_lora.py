@@ -44,6 +44,14 @@ def test_padding_is_zero_and_goes_nowhere() -> None:
     assert torch.equal(y_TO[5:12], torch.tensor([3.0, 4.0]).expand(7, 2))
 
 
+def test_padding_is_zero_whatever_the_first_row_holds() -> None:
+    x_TD = torch.full((12, 3), float("nan"))
+    rows = Rows(blocks_of([5, 7])[0], 12, torch.device("cpu"))
+    gathered = rows.gather(x_TD, Workspace("cpu"), "x")
+    assert not gathered[0, 5:].any()
+    assert not gathered[1, 7:].any()
+
+
 @pytest.mark.parametrize("is_missing", [False, True])
 def test_gradients_of_a_group_are_those_of_autograd(is_missing: bool) -> None:
     generator = torch.Generator().manual_seed(0)
