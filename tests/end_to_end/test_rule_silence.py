@@ -1,6 +1,7 @@
 """Rules 8 and 9: nothing is dropped silently, nothing is unbounded."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -60,7 +61,7 @@ def test_an_unknown_kind_is_refused_by_name(raw: RawClient) -> None:
     ids=["input", "loss", "option"],
 )
 def test_what_is_not_served_is_named(
-    raw: RawClient, arrays: dict[str, np.ndarray], fields: dict[str, object]
+    raw: RawClient, arrays: dict[str, np.ndarray], fields: dict[str, Any]
 ) -> None:
     raw.send(raw.create())
     raw.answers(1)

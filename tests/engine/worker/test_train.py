@@ -101,7 +101,7 @@ def counted(decoder: Decoder, num_tenants: int) -> dict[str, int]:
         one_step(made, works)
         held = {work.run_id: made._runs.run(work.run_id).run for work in works}
         optimizer_step(made._store, [(run, Adam()) for run in held.values()])
-    return ops.counts
+    return dict(ops.counts)
 
 
 def test_base_matmuls_of_a_train_step_are_equal_for_1_and_16_tenants(
