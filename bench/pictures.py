@@ -40,7 +40,7 @@ from weft.engine.trace import STEPS, read_trace
 
 ROUND_TRIP_S = 0.2
 VOCAB_SIZE = 151_936
-PROMPT_TOKENS, NEW_TOKENS, NUM_SAMPLES = 32, 16, 4
+PROMPT_TOKENS, NEW_TOKENS, NUM_SAMPLES = 16, 16, 4
 SFT_TOKENS, SFT_DATUMS, SFT_DEPTH = 128, 2, 4
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 
