@@ -1,5 +1,6 @@
 """What workers hold: runs, samplers and dispatched work, under credit."""
 
+from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from math import inf
@@ -11,6 +12,8 @@ from .lanes import Lanes
 from .run_log import RunLog
 from .sessions import Session
 from .work import Work
+
+MAX_FAILED_CALLS = 4
 
 
 class Phase(Enum):
@@ -29,6 +32,7 @@ class Run:
         "code",
         "detail",
         "epoch",
+        "failed_calls",
         "header",
         "info",
         "lane",
@@ -53,6 +57,8 @@ class Run:
         self.epoch = 0  # of its lease
         self.phase = Phase.OPENING
         self.info: dict[str, Any] = {}  # the worker's answer to create_run
+        # Numbers of the latest forward_backwards that failed since an optimizer step, and why.
+        self.failed_calls: deque[tuple[int, str]] = deque(maxlen=MAX_FAILED_CALLS)
         self.code = ""  # why later commands fail, once lost or closed
         self.detail = ""
 

@@ -8,6 +8,8 @@ from ...client.errors import BadRequest
 from ...client.messages import (
     CreateRun,
     CreateSampler,
+    ForwardBackward,
+    OptimStep,
     Reply,
     Sample,
     SaveForSampler,
@@ -61,6 +63,11 @@ class Outcomes:
         self._answers.settle(work, [(None, frames) for frames in replies])
         if kind is Sample:
             self._sampled(work)
+        elif kind is OptimStep and work.run is not None:
+            failed_calls = work.run.failed_calls
+            later = [call for call in failed_calls if call[0] > work.seq]
+            failed_calls.clear()
+            failed_calls.extend(later)
         if self._books.sessions.watchers:
             self._note("done", work, {})
 
@@ -69,8 +76,10 @@ class Outcomes:
         header = work.header
         if type(header) is Sample:
             self._sampled(work)
-        self._answers.fail(work, code, detail)
         run = work.run
+        if run is not None:
+            detail = _with_failed_calls(run, work, code, detail)
+        self._answers.fail(work, code, detail)
         if type(header) is CreateRun and run is not None and run.phase is Phase.OPENING:
             self.never_created(run, detail)
         elif isinstance(header, CreateSampler | SaveForSampler):
@@ -201,6 +210,17 @@ class Outcomes:
         if work.run is not None:
             known |= {"run_id": work.run.run_id, "seq": work.seq}
         self._books.note(name, work.session.tenant, known | fields)
+
+
+def _with_failed_calls(run: Run, work: Work, code: str, detail: str) -> str:
+    """Note a failed call of a run; tell an optim_step without a gradient why it has none."""
+    header = work.header
+    if type(header) is ForwardBackward and not header.forward_only:
+        run.failed_calls.append((work.seq, f"call {work.seq} failed, {code}: {detail[:200]}"))
+    elif type(header) is OptimStep and code == "no_gradients":
+        before = [text for seq, text in run.failed_calls if seq < work.seq]
+        detail = "; ".join([detail, *before])
+    return detail
 
 
 def _read_result(frames: Frames) -> dict[str, Any]:
