@@ -11,6 +11,7 @@ that comes back asks for them.
 import ipaddress
 import logging
 import os
+import socket as unix
 import threading
 import time
 from collections import deque
@@ -323,6 +324,8 @@ def _is_loopback(host: str) -> bool:
 
 def _bind(socket: "zmq.Socket[bytes]", address: str) -> str:
     """Bind and return the address with the port that was taken."""
+    if _is_answered(address):  # ZeroMQ would take the file away from whoever listens there
+        raise BadRequest(f"{address} is taken: another server listens there", "conflict")
     try:
         socket.bind(address.replace("tcp://localhost:", "tcp://127.0.0.1:"))
     except zmq.ZMQError as error:
@@ -332,3 +335,16 @@ def _bind(socket: "zmq.Socket[bytes]", address: str) -> str:
         raise BadRequest(f"cannot listen on {address}: {error.strerror}") from None
     endpoint = cast(bytes, socket.getsockopt(zmq.LAST_ENDPOINT))
     return endpoint.decode().rstrip("\0")
+
+
+def _is_answered(address: str) -> bool:
+    """Whether somebody listens on an ipc:// address; a file that a dead server left is free."""
+    scheme, _, path = address.partition("://")
+    if scheme != "ipc" or path.startswith(("@", "*")):  # no file
+        return False
+    with unix.socket(unix.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True

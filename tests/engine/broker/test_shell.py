@@ -388,6 +388,21 @@ def test_a_stopped_broker_leaves_its_port(tmp_path: Path) -> None:
         assert broker.addresses == [address]
 
 
+def test_an_ipc_address_is_not_taken_from_a_live_server(
+    start: Start, context: Context, tmp_path: Path
+) -> None:
+    address = f"ipc://{tmp_path}/front"
+    first = start(address)
+    with pytest.raises(BadRequest, match="is taken") as caught:
+        Broker([address], "inproc://other", context=context)
+    assert caught.value.code == "conflict"
+    with ServiceClient(base_url=address) as service:
+        assert service.get_status().result(DEADLINE_S)
+    first.stop()
+    assert first.join(DEADLINE_S)
+    assert start(address).addresses == [address]
+
+
 def test_a_port_that_is_taken_is_named(start: Start, context: Context) -> None:
     taken = start("tcp://127.0.0.1:*").addresses[0]
     with pytest.raises(BadRequest, match="another server listens there") as caught:
