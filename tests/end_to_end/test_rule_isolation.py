@@ -88,7 +88,7 @@ def test_a_run_with_ruined_weights_takes_a_saved_state(
     before = run.forward(make_data(2), "cross_entropy").result(60)
     run.forward_backward(make_data(1), "cross_entropy").result(60)
     run.optim_step(AdamParams(learning_rate=1e30)).result(60)
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest, match="load a saved state"):
         run.forward(make_data(2), "cross_entropy").result(60)
     run.load_state(saved.path).result(60)
     after = run.forward(make_data(2), "cross_entropy").result(60)
