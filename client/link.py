@@ -35,6 +35,7 @@ from .wire import Buffer
 
 CLIENT = "weft-client/1"
 _MAX_IDS = limit("request_ids")
+_NEEDS_ROOM = ("create_run", "create_sampler")
 _FIRST_ATTEMPT_S = 1.0
 _FIRST_PAUSE_S = 0.1
 
@@ -111,8 +112,15 @@ class _Pending:
     is_sent: bool = False
     parts: dict[int, AnswerPart] = field(default_factory=dict[int, AnswerPart])
     num_busy: int = 0
+    busy_since: float = 0.0  # the first busy, when num_busy is above 0
     retry_at: float = 0.0  # while it waits because of busy
     detail: str = ""  # why it is busy
+
+    def has_patience(self, now: float) -> bool:
+        """Whether to try again after a busy. What asks for memory does not wait for ever."""
+        if self.request.what not in _NEEDS_ROOM or not self.num_busy:
+            return True
+        return now - self.busy_since < LIMITS["room_s"].default
 
 
 class Link:
@@ -346,7 +354,8 @@ class Link:
         if pending is None:
             self._acks.append(failure.request_id)
             return []
-        if failure.code == "busy" and failure.retry_after_s > 0:
+        if failure.code == "busy" and failure.retry_after_s > 0 and pending.has_patience(now):
+            pending.busy_since = pending.busy_since if pending.num_busy else now
             pause = min(_FIRST_PAUSE_S * 2**pending.num_busy, LIMITS["busy_pause_s"].default)
             pending.num_busy += 1
             pending.is_sent = False

@@ -10,10 +10,10 @@ import zmq
 from . import environment
 from .answers import read_result
 from .connection import Connection
-from .errors import BadRequest
+from .errors import BadRequest, Busy
 from .futures import APIFuture, as_coroutine, in_thread
 from .limits import limit
-from .messages import CreateRun
+from .messages import CloseRun, CreateRun
 from .paths import parse_path
 from .rest import RestClient
 from .sampling import SamplingClient, open_sampler
@@ -113,6 +113,7 @@ class ServiceClient:
         Raises:
             BadRequest: an argument is out of its range.
             NotFound: no such model; the message lists what there is.
+            Busy: there was no room for it for a minute.
         """
         config = LoraConfig(
             rank=rank,
@@ -231,7 +232,7 @@ class ServiceClient:
     ) -> TrainingClient:
         metadata = check_metadata(user_metadata)
         run_id = self._session.new_run_id()
-        result = self._session.request(
+        created = self._session.request(
             lambda number: CreateRun(
                 request_id=number,
                 run_id=run_id,
@@ -249,7 +250,14 @@ class ServiceClient:
                 user_metadata=metadata,
             ),
             read_result,
-        ).result()
+        )
+        try:
+            result = created.result()
+        except Busy:  # no room: the server need not keep the place
+            self._session.request(
+                lambda number: CloseRun(request_id=number, run_id=run_id), read_result
+            )
+            raise
         card = self._session.find_card(result["base_model"])
         info = GetInfoResponse(
             model_id=run_id,

@@ -166,6 +166,21 @@ def test_the_pause_of_a_busy_request_doubles_up_to_a_limit() -> None:
     assert pauses == [min(0.1 * 2**number, longest) for number in range(12)]
 
 
+@pytest.mark.parametrize("what", ["create_run", "create_sampler"])
+def test_what_finds_no_room_is_not_tried_for_ever(what: str) -> None:
+    link = make_link()
+    link.submit(Outgoing(1, what, ((b"1",),)), 0.0)
+    link.receive(WELCOME, [], 0.0)
+    busy = Failure(request_id=1, code="busy", detail="no room", retry_after_s=0.25)
+    for now in (1.0, LIMITS["room_s"].default + 0.9):
+        assert link.receive(busy, [], now) == []
+        assert link.tick(now + 10)[0] == Send((b"1",))
+    (action,) = link.receive(busy, [], LIMITS["room_s"].default + 1)
+    assert isinstance(action, Fail)
+    assert isinstance(action.error, Busy)
+    assert str(action.error) == "no room"
+
+
 def test_busy_without_a_time_is_final() -> None:
     (action,) = ready_link(1).receive(Failure(request_id=1, code="busy", detail="full"), [], 0.0)
     assert isinstance(action, Fail)

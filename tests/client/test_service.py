@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fake_broker import FakeBroker, failure, query, reply
 
-from weft.client import BadRequest, NotFound, SamplingClient, ServiceClient, TrainingClient
+from weft.client import BadRequest, Busy, NotFound, SamplingClient, ServiceClient, TrainingClient
 from weft.client.environment import DEFAULT_ADDRESS
 
 RUN = "0" * 32 + ":train:0"
@@ -79,6 +79,15 @@ def test_a_bad_configuration_is_refused(
     with pytest.raises(BadRequest, match=message):
         service.create_lora_training_client(**{"base_model": "tiny", **arguments})
     assert "create_run" not in [header.kind for header in broker.seen]
+
+
+def test_a_run_that_finds_no_room_is_given_up(broker: FakeBroker, service: ServiceClient) -> None:
+    broker.answers["create_run"] = lambda header, _: [failure(header, "busy", "no room")]
+    with pytest.raises(Busy, match="no room"):
+        service.create_lora_training_client("tiny")
+    assert [header.run_id for header in broker.wait_for("close_run")] == [
+        header.run_id for header in broker.wait_for("create_run")
+    ]
 
 
 def test_an_unknown_model_is_the_brokers_answer(broker: FakeBroker, service: ServiceClient) -> None:

@@ -59,6 +59,7 @@ class FakeBroker:
             "save_for_sampler": save_for_sampler,
             "create_sampler": lambda header, _: [reply(header, {})],
             "close_sampler": lambda header, _: [reply(header, {})],
+            "close_run": lambda header, _: [reply(header, {})],
             "void": lambda header, _: [reply(header, {})],
             "sample": sample,
             "query": query,
