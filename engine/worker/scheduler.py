@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 PASSES = ("forward", "forward_backward")
-CLEAN_STEPS_TO_GROW = 32  # successful train steps before a budget cut by memory doubles again
+CLEAN_STEPS_TO_GROW = 8  # successful train steps before a budget cut by memory doubles again
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +154,11 @@ class Scheduler:
 
         Returns the jobs to give up; they stay queued until `finish`.
         """
+        one_unit = len(passes.slices) == 1 and passes.slices[0].last - passes.slices[0].first == 1
         self._clean_steps = 0
-        if out_of_memory:
+        if out_of_memory and not one_unit:  # a unit too large is its own fault, not the budget's
             self._budget = max(1, min(self._budget, passes.num_tokens) // 2)
         given_up: list[GivenUp] = []
-        one_unit = len(passes.slices) == 1 and passes.slices[0].last - passes.slices[0].first == 1
         for piece in passes.slices:
             if one_unit and self._by_id[piece.job_id].caution:
                 given_up.append(GivenUp(piece.job_id))

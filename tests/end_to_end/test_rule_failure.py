@@ -143,7 +143,7 @@ def test_an_optimizer_step_without_a_gradient_is_refused(
 
 
 def test_values_that_overflow_inside_a_shared_batch_fail_their_own_call_only(
-    engine: Engine, model_path: str, monkeypatch: pytest.MonkeyPatch
+    model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights large enough to overflow float32, in the same batches as a healthy tenant."""
     gate = threading.Event()
@@ -164,7 +164,11 @@ def test_values_that_overflow_inside_a_shared_batch_fail_their_own_call_only(
         return work
 
     monkeypatch.setattr(Assembler, "add", counted_add)
-    with engine.client() as service, engine.client() as sick_service:
+    with (
+        Engine(model_path, memory_bytes=1 << 30) as engine,
+        engine.client() as service,
+        engine.client() as sick_service,
+    ):
         expected = train(service.create_lora_training_client(model_path, rank=4, seed=1), 1, 3)
         healthy = service.create_lora_training_client(model_path, rank=4, seed=1)
         sick = sick_service.create_lora_training_client(model_path, rank=4, seed=2)
