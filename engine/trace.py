@@ -1,14 +1,19 @@
 """Write what the engine does as a Chrome trace (open it in Perfetto or chrome://tracing)."""
 
 import json
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from ..client.errors import BadRequest
+
+log = logging.getLogger(__name__)
 
 THREADS = ("compute", "network")  # lanes of the picture, in this order
 # Spans of whole steps of the compute thread; they never overlap, so their sum is its busy time.
@@ -30,17 +35,24 @@ STEPS = frozenset(
 class Trace:
     """Spans of one process, appended to a JSON array file.
 
-    Every span is written at once; the array's closing bracket by `close`; viewers accept a file without it, so a killed
-    process leaves a readable trace. Without a path nothing is recorded and a span costs one call.
+    Every span is written at once; the array's closing bracket by `close`; viewers accept a file
+    without it, so a killed process leaves a readable trace. Without a path nothing is recorded and
+    a span costs one call. A file that can no longer be written ends the trace, never the work.
+
+    Raises:
+        BadRequest: the file cannot be written.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._file: TextIO | None = None
         self._lock = threading.Lock()
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8", buffering=1)
-            self._file.write("[\n")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("w", encoding="utf-8", buffering=1)
+                self._file.write("[\n")
+            except OSError as error:
+                raise BadRequest(f"cannot write a trace to {path}: {error.strerror}") from None
             for index, name in enumerate(THREADS):
                 event = {"name": "thread_name", "ph": "M", "pid": 1, "tid": index}
                 self._write({**event, "args": {"name": name}})
@@ -76,14 +88,27 @@ class Trace:
         """Finish the file; later spans are not recorded."""
         with self._lock:
             if self._file is not None:
-                self._file.write("{}]\n")
-                self._file.close()
-                self._file = None
+                self._append("{}]\n")
+                self._end()
 
     def _write(self, event: dict[str, Any]) -> None:
         with self._lock:
             if self._file is not None:
-                self._file.write(json.dumps(event) + ",\n")
+                self._append(json.dumps(event) + ",\n")
+
+    def _append(self, line: str) -> None:
+        try:
+            if self._file is not None:
+                self._file.write(line)
+        except OSError as error:
+            log.error("the trace ends here: %s", error)
+            self._end()
+
+    def _end(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # closing writes what is buffered
+                file.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from weft.client.errors import BadRequest
 from weft.engine.trace import EngineStats, Trace, read_stats, read_trace
 
 
@@ -41,3 +42,20 @@ def test_the_stats_count_steps_and_tenants(tmp_path: Path) -> None:
     earlier = EngineStats(wall_s=0.0, busy_s=0.0, batches_by_tenants={3: 1})
     assert stats.since(earlier).batches_by_tenants == {1: 1, 3: 1}
     trace.close()
+
+
+def test_a_full_disk_ends_the_trace_and_not_the_work(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "trace.json")
+    trace.close()
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        trace._file = full
+        with trace.span("train_step"):
+            pass
+        assert full.closed
+    assert not trace.is_on
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadRequest, match="cannot write a trace to"):
+        Trace(tmp_path / "file" / "trace.json")
