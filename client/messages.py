@@ -412,6 +412,6 @@ class Failed(Header):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop(Header):
-    """Broker to worker: finish what has started, refuse the rest, exit."""
+    """Broker to worker: no more answers are awaited; exit after the step under way."""
 
     kind: ClassVar[str] = "stop"

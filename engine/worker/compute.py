@@ -61,10 +61,13 @@ class Compute:
         self._stop: Stopped | None = None
 
     def run(self) -> str:
-        """Work until told to stop and nothing is left; returns why it stopped."""
+        """Work until told to stop, then end after the step under way; returns why it stopped.
+
+        Whoever says so waits for no more answers.
+        """
         while True:
             self._drain(wait=not (self._scheduler or self._generator.has_work))
-            if self._stop is not None and not (self._scheduler or self._generator.has_work):
+            if self._stop is not None:
                 return self._stop.reason
             decision = self._scheduler.next(self._generator.has_work)
             if decision is not None:

@@ -4,6 +4,7 @@ It owns the socket to the broker. The compute thread takes work from `inbox` and
 messages through `send`; neither ever waits for the other.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -28,6 +29,8 @@ from ...client.messages import (
 )
 from ..trace import Trace
 from .commands import Assembler, Frame, ModelLimits, Work
+
+log = logging.getLogger(__name__)
 
 POLL_MS = 500
 SILENCE_S = 60.0  # a broker silent for so long is gone
@@ -107,6 +110,9 @@ class Network:
             self._loop(socket)
         except zmq.ContextTerminated:
             self.inbox.put(Stopped("the messaging context was closed"))
+        except Exception as error:  # nobody would be heard any more: the worker ends
+            log.exception("the network thread failed")
+            self.inbox.put(Stopped(f"the network thread failed: {error}"))
         finally:
             self._wake_in.close(linger=0)
             socket.close()

@@ -84,8 +84,12 @@ class Bench:
 
     def run(self) -> dict[int, str]:
         """Work off what is in the inbox; returns "done" or the code by dispatch id."""
-        self.put(Stopped("test"))
-        self.compute.run()
+        scheduler = self.compute._scheduler
+        while not self.wire.inbox.empty() or scheduler:
+            self.compute._drain(wait=False)
+            decision = scheduler.next(False)
+            if decision is not None:
+                self.compute._carry_out(decision)
         outcomes: dict[int, str] = {}
         for answer in self.wire.answers:
             if isinstance(answer, Failed):
@@ -219,3 +223,9 @@ def test_an_optimizer_step_without_memory_fails_its_run_and_no_other(
     outcomes = bench.run()
     assert {number: outcomes[number] for number in (5, 6)} == {5: "out_of_memory", 6: "done"}
     assert calls == [2, 1, 1]
+
+
+def test_a_worker_that_is_stopped_leaves_what_nobody_waits_for(bench: Bench) -> None:
+    bench.put(create(1, "r"), passed(2, "r"), Stopped("enough"))
+    assert bench.compute.run() == "enough"
+    assert bench.wire.answers == []
