@@ -43,7 +43,7 @@ class Compute:
         controls: Controls,
         trace: Trace,
         threads: StepThreads,
-        macs_per_token: float,
+        macs_per_row: float,
     ) -> None:
         self._inbox = network.inbox
         self._replies = Replies(network)
@@ -55,7 +55,7 @@ class Compute:
         self._optimizing = Optimizing(runs, self._replies)
         self._trace = trace
         self._threads = threads
-        self._macs_per_token = macs_per_token
+        self._macs_per_row = macs_per_row
         self._commands: dict[int, CommandWork | PassWork] = {}
         self._samples: dict[Hashable, SampleWork] = {}
         self._stop: Stopped | None = None
@@ -143,7 +143,7 @@ class Compute:
         if self._refuse(passes):
             return
         lanes = {work.origin.lane for work in passes}
-        self._threads.prepare(decision.num_tokens * self._macs_per_token)
+        self._threads.prepare(decision.num_tokens * self._macs_per_row)
         try:
             with self._trace.span(
                 "train_step" if decision.backward else "forward_step",
@@ -213,7 +213,7 @@ class Compute:
 
     def _sample(self) -> None:
         rows = self._generator.num_rows_ahead
-        self._threads.prepare(rows * self._macs_per_token)
+        self._threads.prepare(rows * self._macs_per_row)
         lanes = sorted({work.origin.lane for work in self._samples.values()})
         with self._trace.span("sample", rows=rows, tenants=len(lanes), lanes=lanes):
             outcomes = self._generator.step()

@@ -115,7 +115,7 @@ def load_compute(
         threads=StepThreads(
             is_own_process and device.type == "cpu" and not config.is_deterministic
         ),
-        macs_per_token=float(sum(site.in_features * site.out_features for site in sites)),
+        macs_per_row=float(max(site.in_features * site.out_features for site in sites)),
     )
     card = ModelCard(
         name=source.name,

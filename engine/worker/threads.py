@@ -8,8 +8,9 @@ on one thread.
 
 import os
 
-# Under this many multiply-adds a step is faster on one thread than on a team (bench/threads.py).
-SMALL_STEP_MACS = 2e7
+# A step runs on one thread when its largest product has fewer multiply-adds: the many small ones
+# around it then cost a team more than it gains (bench/threads.py: up to 69 times at 16 x 64).
+SMALL_STEP_MACS = 5e7
 
 
 def worker_environment(device: str, num_threads: int = 0) -> dict[str, str]:
@@ -48,7 +49,7 @@ class StepThreads:
         self._is_enabled = is_enabled and self._all > 1
 
     def prepare(self, macs: float) -> None:
-        """Choose the threads for a step of this many multiply-adds."""
+        """Choose the threads for a step whose largest product has this many multiply-adds."""
         if not self._is_enabled:
             return
         wanted = 1 if macs < SMALL_STEP_MACS else self._all
