@@ -2,10 +2,10 @@
 
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from math import isfinite
 from typing import Any, TypeVar
 
 from . import custom_loss
+from .adam import check_adam
 from .answers import read_forward_backward, read_result
 from .batch import Part, build_parts
 from .custom_loss import NumpyLoss, TorchLoss
@@ -154,7 +154,7 @@ class TrainingClient:
         if optim_params is not None and adam_params is not None:
             raise BadRequest("optim_params and adam_params are two names of one argument")
         params = optim_params or adam_params or AdamParams()
-        _check_adam(params)
+        check_adam(params)
         return self._command(
             lambda number, seq: OptimStep(
                 request_id=number,
@@ -403,18 +403,3 @@ class TrainingClient:
             ),
             convert,
         )
-
-
-def _check_adam(params: AdamParams) -> None:
-    for name, low, high in (
-        ("learning_rate", 0.0, float("inf")),
-        ("beta1", 0.0, 1.0),
-        ("beta2", 0.0, 1.0),
-        ("eps", 0.0, float("inf")),
-        ("weight_decay", 0.0, float("inf")),
-        ("grad_clip_norm", 0.0, float("inf")),
-    ):
-        value = getattr(params, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not isfinite(value) or not low <= value < high:
-            raise BadRequest(f"{name} is {value!r}, not a number in [{low:g}, {high:g})")

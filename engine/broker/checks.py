@@ -2,6 +2,7 @@
 
 import re
 
+from ...client.adam import check_adam
 from ...client.errors import BadRequest, Busy, Conflict, NotFound
 from ...client.limits import limit
 from ...client.losses import find_loss
@@ -33,7 +34,7 @@ def check_command(books: Books, session: Session, run: Run, header: Command) -> 
         raise BadRequest("number 0 of a run is its create_run")
     match header:
         case OptimStep():
-            return
+            check_adam(header)
         case ForwardBackward():
             _check_pass(header)
         case CreateRun():

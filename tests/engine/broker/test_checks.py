@@ -161,3 +161,21 @@ def test_number_0_is_for_create_run_only() -> None:
     bench.add_worker()
     assert told(bench.say(create_run(seq=1))) == [(1, "bad_request")]
     assert told(bench.say(optim_step(0, run_id=f"{OTHER}:train:0"))) == [(10, "not_found")]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", float("nan")),
+        ("learning_rate", -1.0),
+        ("beta1", 1.0),
+        ("beta2", -0.5),
+        ("eps", float("inf")),
+        ("weight_decay", -1.0),
+        ("grad_clip_norm", float("nan")),
+    ],
+)
+def test_an_optimizer_step_out_of_range_is_refused(field: str, value: float) -> None:
+    bench = ready_bench()
+    assert told(bench.say(optim_step(1, **{field: value}))) == [(11, "bad_request")]
+    assert dispatched(bench.say(optim_step(2))) == [("optim_step", 2)]
