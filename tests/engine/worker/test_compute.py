@@ -75,7 +75,7 @@ class Bench:
             controls=Controls(runs, CheckpointFiles(folder), "m", ""),
             trace=Trace(),
             threads=StepThreads(False),
-            macs_per_token=1.0,
+            macs_per_row=1.0,
         )
 
     def put(self, *works: Any) -> None:
