@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -187,8 +188,8 @@ def test_values_that_overflow_inside_a_shared_batch_fail_their_own_call_only(
             bad = [sick.forward_backward(make_data(n), "cross_entropy") for n in range(2)]
             passed = healthy.forward_backward(make_data(1 + number), "cross_entropy")
             stepped = healthy.optim_step(AdamParams(learning_rate=1e-2))
-            while arrived.get(timeout=60) != "optim_step":
-                continue  # the worker has all of them once it has the last
+            kinds = Counter(arrived.get(timeout=60) for _ in range(4))
+            assert kinds == {"forward_backward": 3, "optim_step": 1}
             gate.set()
             blocked.result(60)
             assert passed.result(60).metrics["batch_tenants:max"] == 2
