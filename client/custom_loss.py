@@ -7,12 +7,13 @@ cross_entropy with weights -g has the same gradient with respect to the adapter.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from .errors import BadRequest
+from .errors import BadRequest, WeftError
 from .futures import APIFuture
 from .tensor_data import NumpyArray, TensorData
 from .types import Datum, ForwardBackwardOutput
@@ -63,7 +64,8 @@ def start(
                 loss, metrics, gradients = evaluate(forward.result())
                 backward = send(gradients)
             except BaseException:
-                void()
+                with suppress(WeftError):  # what failed first is what the caller is told
+                    void()
                 raise
             source.set_result(finish(backward.result(), loss, metrics))
         except BaseException as error:
