@@ -137,7 +137,7 @@ class _Record:
     def build(self, fields: dict[str, Any]) -> Any:
         checks, paths, plain = self.checks, self.paths, self.plain
         for key, value in fields.items():
-            kind: type[object] = type(value)
+            kind = type(value)  # pyright: ignore[reportUnknownVariableType]
             if kind is plain.get(key) and (kind is not int or value < _MAX_INT):
                 continue
             if key not in checks:
