@@ -23,7 +23,8 @@ class Optimizing:
     def step(self, works: list[CommandWork]) -> None:
         """Step every run that may step; refuse the others, each with its own reason.
 
-        What does not fit into memory together is repeated one by one.
+        What fails together is repeated one by one. Out of memory comes before anything is written;
+        another exception may leave the run half written, which then only takes a saved state.
         """
         due: list[tuple[CommandWork, HeldRun, OptimStep]] = []
         for work in works:
@@ -39,12 +40,9 @@ class Optimizing:
         try:
             results = step(self._runs.store, [(held.run, header) for _, held, header in due])
         except Exception as error:  # the boundary to the device
-            if not is_out_of_memory(error):
-                raise
-            log.warning("%d optimizer steps do not fit into memory together", len(due))
+            log.warning("%d optimizer steps failed together: %s", len(due), error, exc_info=True)
             if len(due) == 1:
-                detail = f"{type(error).__name__}: {error}"
-                self._replies.failed(due[0][0].origin, "out_of_memory", detail)
+                self._fail(*due[0][:2], error)
             else:
                 for work, _, _ in due:
                     self.step([work])
@@ -65,3 +63,9 @@ class Optimizing:
                 "applied_tokens:sum": float(tokens),
             }
             self._replies.done(work.origin, {"metrics": metrics}, usage={"optim_steps": 1})
+
+    def _fail(self, work: CommandWork, held: HeldRun, error: Exception) -> None:
+        out_of_memory = is_out_of_memory(error)
+        held.is_broken = held.is_broken or not out_of_memory
+        code = "out_of_memory" if out_of_memory else "internal"
+        self._replies.failed(work.origin, code, f"{type(error).__name__}: {error}")

@@ -18,6 +18,7 @@ from weft.engine import Engine
 from weft.engine.adapters import head, lora
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.model import decoder as model
+from weft.engine.worker import optimizing
 from weft.engine.worker.commands import Assembler, PassWork
 from weft.engine.worker.scheduler import Passes
 from weft.engine.worker.train import Outcome, Trainer
@@ -206,3 +207,23 @@ def _code(future: APIFuture[Any]) -> str:
     except BadRequest as error:
         return error.code
     return "done"
+
+
+def test_a_fault_in_the_optimizer_fails_its_own_run_and_the_worker_lives(
+    service: ServiceClient, model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = optimizing.step
+
+    def step(store: AdapterStore, due: Any) -> Any:
+        if any(params.learning_rate == 0.125 for _, params in due):
+            raise ZeroDivisionError("injected")
+        return original(store, due)
+
+    monkeypatch.setattr(optimizing, "step", step)
+    doomed, other = (service.create_lora_training_client(model_path, rank=4) for _ in range(2))
+    doomed.forward_backward(make_data(1), "cross_entropy").result(60)
+    with pytest.raises(EngineFailed, match="ZeroDivisionError"):
+        doomed.optim_step(AdamParams(learning_rate=0.125)).result(60)
+    with pytest.raises(BadRequest, match="load a saved state"):
+        doomed.forward(make_data(1), "cross_entropy").result(60)
+    assert np.isfinite(train(other, 1, 1)).all()

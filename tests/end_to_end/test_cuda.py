@@ -1,0 +1,39 @@
+"""The same engine on a CUDA device, through PyTorch's operations."""
+
+import numpy as np
+import pytest
+import torch
+from tenants import train
+
+from weft.client import ModelInput, SamplingParams
+from weft.engine import Engine
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_training_on_a_gpu_follows_training_on_a_cpu(model_path: str) -> None:
+    losses = []
+    for device in ("cpu", "cuda"):
+        with (
+            Engine(model_path, device=device, dtype="float32", memory_bytes=1 << 30) as engine,
+            engine.client() as service,
+        ):
+            run = service.create_lora_training_client(model_path, rank=7, seed=1)
+            losses.append(train(run, 1, 4))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)  # TF32 is off; other sum orders
+
+
+def test_a_gpu_samples_in_bfloat16(model_path: str) -> None:
+    with (
+        Engine(model_path, device="cuda", memory_bytes=1 << 30) as engine,
+        engine.client() as service,
+    ):
+        run = service.create_lora_training_client(model_path, rank=7, seed=1)
+        train(run, 1, 2)
+        sampler = run.save_weights_and_get_sampling_client()
+        params = SamplingParams(max_tokens=8, stop=[])
+        response = sampler.sample(ModelInput.from_ints([1, 2, 3]), 3, params).result(60)
+    assert [len(sequence.tokens) for sequence in response.sequences] == [8, 8, 8]
