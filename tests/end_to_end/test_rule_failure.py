@@ -16,6 +16,7 @@ from weft.client import AdamParams, APIFuture, BadRequest, EngineFailed, Service
 from weft.client.messages import Dispatch, Header
 from weft.engine import Engine
 from weft.engine.adapters import head, lora
+from weft.engine.adapters.optimizer import step as optimizer_step
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.model import decoder as model
 from weft.engine.worker import optimizing
@@ -212,12 +213,10 @@ def _code(future: APIFuture[Any]) -> str:
 def test_a_fault_in_the_optimizer_fails_its_own_run_and_the_worker_lives(
     service: ServiceClient, model_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = optimizing.step
-
     def step(store: AdapterStore, due: Any) -> Any:
         if any(params.learning_rate == 0.125 for _, params in due):
             raise ZeroDivisionError("injected")
-        return original(store, due)
+        return optimizer_step(store, due)
 
     monkeypatch.setattr(optimizing, "step", step)
     doomed, other = (service.create_lora_training_client(model_path, rank=4) for _ in range(2))
