@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Table, write_result
+from harness import Table, save_random_qwen3, write_result
 
 from weft.client import AdamParams, Datum, ModelInput, ServiceClient
 from weft.engine import Engine
@@ -30,24 +30,17 @@ GOAL_STEPS_PER_S = 150
 
 def save_model(path: Path) -> int:
     """Write the random model; returns its number of parameters."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
+    return save_random_qwen3(
+        path,
+        width=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
         intermediate_size=192,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
+        vocab_size=VOCAB_SIZE,
     )
-    model = Qwen3ForCausalLM(config)
-    model.save_pretrained(path)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def tenant(address: str, model: str, seed: int, seconds: float, start: Any, results: Any) -> None:

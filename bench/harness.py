@@ -70,3 +70,18 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and the 20th and 80th percentiles."""
     low, middle, high = np.percentile(values, (20, 50, 80))
     return {"median": float(middle), "p20": float(low), "p80": float(high)}
+
+
+def save_random_qwen3(path: Path, *, width: int, **fields: int) -> int:
+    """Write a random Qwen3 with tied embeddings; returns its number of parameters.
+
+    `fields` go to the transformers config as they are, for instance `num_hidden_layers=4`.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(hidden_size=width, tie_word_embeddings=True, **fields)
+    model = Qwen3ForCausalLM(config)
+    model.save_pretrained(path)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from delay_proxy import DelayProxy
-from harness import Table, write_result
+from harness import Table, save_random_qwen3, write_result
 
 from weft.client import (
     AdamParams,
@@ -111,26 +111,19 @@ def _lanes(span: dict[str, Any]) -> list[str]:
     return lanes
 
 
-def save_model(path: Path, num_layers: int = 4) -> int:
+def save_model(path: Path) -> int:
     """Write the random base model; returns its number of parameters."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=512,
-        num_hidden_layers=num_layers,
+    return save_random_qwen3(
+        path,
+        width=512,
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=64,
         intermediate_size=1536,
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
+        vocab_size=VOCAB_SIZE,
+        num_hidden_layers=4,
     )
-    model = Qwen3ForCausalLM(config)
-    model.save_pretrained(path)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def rl_tenant(run: TrainingClient, tenant: Tenant, deadline: float, seed: int) -> None:

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Table, write_result
+from harness import Table, save_random_qwen3, write_result
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from weft.engine.adapters.head import Head
 from weft.engine.adapters.optimizer import step as optimizer_step
@@ -66,21 +66,17 @@ class Adam:
 
 def save_model(path: Path) -> int:
     """Write the random base model; returns its number of parameters."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=512,
-        num_hidden_layers=8,
+    return save_random_qwen3(
+        path,
+        width=512,
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=64,
         intermediate_size=1536,
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
+        vocab_size=VOCAB_SIZE,
+        num_hidden_layers=8,
     )
-    model = Qwen3ForCausalLM(config)
-    model.save_pretrained(path)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 class Bench:
