@@ -45,6 +45,10 @@ class ModelCard:
     max_context: int  # tokens
     max_rank: int
     tokenizer: str = ""  # directory or hub name, "" when there is none
+    width: int = 0  # of the hidden states
+    model_type: str = ""  # of config.json, such as "qwen3"
+    runs_on: str = "native"  # the modelling code: ours, or "packed" or "sequential" transformers
+    targets: list[str] = field(default_factory=lambda: ["attn", "mlp", "unembed"])  # trainable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,7 @@ class LoraLinears:
         self, x_TD: Tensor, bases: tuple[BaseLinear, ...], sites: tuple[int, ...]
     ) -> tuple[Tensor, ...]:
         """Apply the linears that read `x_TD`, each row with its unit's adapter."""
-        portion = LAYERS if self.store.sites[sites[0]].layer >= 0 else Targets.UNEMBED
+        portion = Targets.UNEMBED if self.store.sites[sites[0]].family == "unembed" else LAYERS
         if portion not in self._batches:
             self._batches[portion] = LoraBatch(
                 self.store,

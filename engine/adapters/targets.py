@@ -6,10 +6,7 @@ from itertools import groupby
 
 from ...kernels.layout import Layout
 from ...kernels.plan import HEAD_FAMILY
-from ..model.config import UNEMBED, Site
-
-# Modules that read the same input have the same number.
-_INPUTS = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 2, "up": 2, "down": 3, UNEMBED: 4}
+from ..model.config import Site
 
 
 class Targets(IntFlag):
@@ -23,18 +20,18 @@ class Targets(IntFlag):
 NOTHING = Targets(0)
 LAYERS = Targets.ATTN | Targets.MLP
 PORTIONS = (LAYERS, Targets.UNEMBED)  # staged separately: the head has rows of its own
-_FAMILIES = (Targets.ATTN, Targets.ATTN, Targets.MLP, Targets.MLP, Targets.UNEMBED)
+_FAMILIES = {"attn": Targets.ATTN, "mlp": Targets.MLP, "unembed": Targets.UNEMBED}
 
 
 def layout_of(sites: Sequence[Site]) -> Layout:
     """The layout of adapters over a model's sites."""
     groups: list[tuple[int, ...]] = []
     families: list[int] = []
-    for (_, source), members in groupby(
-        range(len(sites)), key=lambda index: (sites[index].layer, _INPUTS[sites[index].module])
+    for _, members in groupby(
+        range(len(sites)), key=lambda index: (sites[index].layer, sites[index].group)
     ):
         groups.append(tuple(members))
-        families.append(int(_FAMILIES[source]))
+        families.append(int(_FAMILIES[sites[groups[-1][0]].family]))
     shapes = tuple((site.in_features, site.out_features) for site in sites)
     return Layout(shapes, tuple(groups), tuple(families))
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...client.errors import BadRequest, NotFound
-from .config import ModelConfig
+from .config import ModelConfig, linear_name
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -53,12 +53,6 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.is_tied:
         shapes[_HEAD] = (config.vocab_size, config.width)
     return shapes
-
-
-def linear_name(layer: int, module: str) -> str:
-    """Hugging Face's name of a linear: `model.layers.3.mlp.gate_proj`."""
-    block = "self_attn" if module in "qkvo" else "mlp"
-    return f"model.layers.{layer}.{block}.{module}_proj"
 
 
 def read_weights(

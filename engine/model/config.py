@@ -13,6 +13,7 @@ from ...client.errors import BadRequest, NotFound
 
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")  # the order inside a layer
 UNEMBED = "unembed"
+_GROUPS = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 
 _MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 _USED_KEYS = frozenset(
@@ -71,14 +72,27 @@ class Site:
     """One linear layer that can carry an adapter; the unembedding has layer -1 and comes last."""
 
     layer: int
-    module: str
+    module: str  # one of MODULES, `UNEMBED`, or another architecture's name inside the layer
     in_features: int
     out_features: int
+    name: str  # Hugging Face's: "model.layers.3.mlp.gate_proj"; in files and messages
+    family: str  # "attn", "mlp" or "unembed": what decides whether it is trained
+    group: str  # sites of one layer and group read the same input and stand side by side
 
-    @property
-    def name(self) -> str:
-        """Name in files and messages: `layers.3.gate`, `unembed`."""
-        return self.module if self.layer < 0 else f"layers.{self.layer}.{self.module}"
+
+def decoder_site(layer: int, module: str, in_features: int, out_features: int) -> Site:
+    """The site of one of `MODULES` in a layer of our own decoder, or its unembedding."""
+    name, family = linear_name(layer, module), "attn" if module in MODULES[:4] else "mlp"
+    if module == UNEMBED:
+        name, family = "lm_head", "unembed"
+    group = _GROUPS.get(module, module)
+    return Site(layer, module, in_features, out_features, name, family, group)
+
+
+def linear_name(layer: int, module: str) -> str:
+    """Hugging Face's name of a linear of `MODULES`: `model.layers.3.mlp.gate_proj`."""
+    block = "self_attn" if module in MODULES[:4] else "mlp"
+    return f"model.layers.{layer}.{block}.{module}_proj"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +119,7 @@ class RopeScaling:
 class ModelConfig:
     """Everything that decides the computation of a decoder of the Llama and Qwen family."""
 
+    model_type: str = ""  # as config.json names it
     vocab_size: int
     width: int
     num_layers: int
@@ -162,11 +177,11 @@ class ModelConfig:
             "down": (self.ffn_width, self.width),
         }
         sites = [
-            Site(layer, module, *shapes[module])
+            decoder_site(layer, module, *shapes[module])
             for layer in range(self.num_layers)
             for module in MODULES
         ]
-        return [*sites, Site(-1, UNEMBED, self.width, self.vocab_size)]
+        return [*sites, decoder_site(-1, UNEMBED, self.width, self.vocab_size)]
 
     @property
     def num_parameters(self) -> int:
@@ -215,6 +230,7 @@ class ModelConfig:
         attention_bias = _flag(fields, "attention_bias") if model_type != "qwen2" else False
         theta, scaling = _rope(fields)
         return cls(
+            model_type=model_type,
             vocab_size=_count(fields, "vocab_size"),
             width=width,
             num_layers=_count(fields, "num_hidden_layers"),

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention
-from .checkpoint_files import linear_name, read_weights
-from .config import MODULES, ModelConfig
+from .checkpoint_files import read_weights
+from .config import MODULES, ModelConfig, linear_name
 from .layers import rms_norm, swiglu
 from .linear import BaseLinear, DenseLinear, Linears
 from .rope import Rope, rotate

@@ -124,6 +124,8 @@ def load_compute(
         max_context=model_config.max_context,
         max_rank=limit("rank"),
         tokenizer=tokenizer_name,
+        width=model_config.width,
+        model_type=model_config.model_type,
     )
     limits = ModelLimits(
         vocab_size=model_config.vocab_size,

@@ -19,15 +19,7 @@ from weft.engine.adapters.store import AdapterStore, Run
 from weft.engine.model.attention import PackedAttention
 from weft.engine.model.decoder import Decoder
 
-MODULES = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass
@@ -83,11 +75,7 @@ def train_step(
 
 
 def peft_name(site: str, half: str) -> str:
-    if site == "unembed":
-        return f"base_model.model.lm_head.lora_{half.upper()}.default.weight"
-    _, layer, module = site.split(".")
-    prefix = f"base_model.model.model.layers.{layer}.{MODULES[module]}"
-    return f"{prefix}.lora_{half.upper()}.default.weight"
+    return f"base_model.model.{site}.lora_{half.upper()}.default.weight"
 
 
 def peft_step(base: Any, store: AdapterStore, tenant: Tenant, weights_T: np.ndarray) -> PeftModel:
@@ -96,7 +84,7 @@ def peft_step(base: Any, store: AdapterStore, tenant: Tenant, weights_T: np.ndar
     config = LoraConfig(
         r=tenant.run.rank,
         lora_alpha=int(tenant.run.alpha),
-        target_modules=[*(module.split(".")[1] for module in MODULES.values()), "lm_head"],
+        target_modules=[*MODULES, "lm_head"],
     )
     model = get_peft_model(base, config)
     parameters = dict(model.named_parameters())

@@ -48,6 +48,10 @@ CARD = ModelCard(
     max_context=4096,
     max_rank=256,
     tokenizer="/models/tiny",
+    width=64,
+    model_type="gpt_oss",
+    runs_on="packed",
+    targets=["attn"],
 )
 ARRAYS = [
     Array(name="tokens", dtype="int32", shape=[7], frame=0),

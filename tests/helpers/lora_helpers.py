@@ -8,19 +8,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from weft.engine.adapters.lora import LoraLinears
 from weft.engine.adapters.store import MASTER, AdapterStore, Run
-from weft.engine.model.config import Site
+from weft.engine.model.config import decoder_site
 from weft.engine.model.linear import DenseLinear
 from weft.kernels.reference import Adapter
 
 SITES = [
-    Site(0, "q", 32, 48),
-    Site(0, "k", 32, 16),
-    Site(0, "v", 32, 16),
-    Site(0, "o", 48, 32),
-    Site(0, "gate", 32, 80),
-    Site(0, "up", 32, 80),
-    Site(0, "down", 80, 32),
-    Site(-1, "unembed", 32, 100),
+    decoder_site(0, "q", 32, 48),
+    decoder_site(0, "k", 32, 16),
+    decoder_site(0, "v", 32, 16),
+    decoder_site(0, "o", 48, 32),
+    decoder_site(0, "gate", 32, 80),
+    decoder_site(0, "up", 32, 80),
+    decoder_site(0, "down", 80, 32),
+    decoder_site(-1, "unembed", 32, 100),
 ]
 GROUPS = ((0, 1, 2), (3,), (4, 5), (6,), (7,))
 

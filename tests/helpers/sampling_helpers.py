@@ -12,8 +12,6 @@ from random_models import save_random_model
 from torch import Tensor
 
 from weft.engine.adapters.store import AdapterStore, WeightsVersion
-from weft.engine.model.checkpoint_files import linear_name
-from weft.engine.model.config import UNEMBED
 from weft.engine.model.decoder import Decoder
 from weft.engine.sampling.generate import (
     Generator,
@@ -85,10 +83,9 @@ class Bench:
         tensors = self.store.export_weights(version)
         for site in self.model.sites:
             if f"{site.name}.lora_a" in tensors:
-                name = "lm_head" if site.name == UNEMBED else linear_name(site.layer, site.module)
                 delta = tensors[f"{site.name}.lora_b"] @ tensors[f"{site.name}.lora_a"]
                 with torch.no_grad():
-                    hf.get_submodule(name).weight += version.scale * delta
+                    hf.get_submodule(site.name).weight += version.scale * delta
         return hf
 
 

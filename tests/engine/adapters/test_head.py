@@ -141,7 +141,7 @@ def check(store: AdapterStore, case: Case, is_deterministic: bool = False) -> No
             continue
         for half in "ab":
             expected = getattr(adapter, f"lora_{half}").grad
-            found = gradients[f"unembed.lora_{half}"].double()
+            found = gradients[f"lm_head.lora_{half}"].double()
             if expected is None:
                 assert not found.any()
             else:
@@ -185,7 +185,7 @@ def test_forward_gives_the_bits_of_forward_backward_and_no_gradient() -> None:
     logprobs_T, losses_T = head.forward(case.hidden_TD, losses, linears)
     assert torch.equal(logprobs_T, outcome.logprobs_T)
     assert torch.equal(losses_T, outcome.losses_T)
-    assert torch.equal(gradient_matrices(store, run)["unembed.lora_b"], before["unembed.lora_b"])
+    assert torch.equal(gradient_matrices(store, run)["lm_head.lora_b"], before["lm_head.lora_b"])
 
 
 def test_a_unit_without_loss_function_is_left_out() -> None:

@@ -6,17 +6,17 @@ import torch
 from weft.client.errors import BadRequest, Busy
 from weft.engine.adapters.store import MASTER, AdapterStore, Run
 from weft.engine.adapters.targets import LAYERS, Targets
-from weft.engine.model.config import Site
+from weft.engine.model.config import decoder_site
 
 SITES = [
-    Site(0, "q", 32, 48),
-    Site(0, "k", 32, 16),
-    Site(0, "v", 32, 16),
-    Site(0, "o", 48, 32),
-    Site(0, "gate", 32, 80),
-    Site(0, "up", 32, 80),
-    Site(0, "down", 80, 32),
-    Site(-1, "unembed", 32, 100),
+    decoder_site(0, "q", 32, 48),
+    decoder_site(0, "k", 32, 16),
+    decoder_site(0, "v", 32, 16),
+    decoder_site(0, "o", 48, 32),
+    decoder_site(0, "gate", 32, 80),
+    decoder_site(0, "up", 32, 80),
+    decoder_site(0, "down", 80, 32),
+    decoder_site(-1, "unembed", 32, 100),
 ]
 
 
@@ -83,7 +83,7 @@ def test_targets_choose_the_sites() -> None:
     )
     assert run.targets == Targets.MLP
     names = {name.split(".lora")[0] for name in store.export_weights(run.version)}
-    assert names == {"layers.0.gate", "layers.0.up", "layers.0.down"}
+    assert names == {f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")}
 
 
 @pytest.mark.parametrize("rank", [0, -1, 257, 4096])
@@ -262,12 +262,12 @@ def test_a_state_that_does_not_fit_changes_nothing(fault: str) -> None:
     run = make_run(store)
     tensors, _ = store.export_state(run)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    name = "layers.0.o.lora_b"
+    name = "model.layers.0.self_attn.o_proj.lora_b"
     match fault:
         case "missing":
             del tensors[name]
         case "extra":
-            tensors["layers.9.q.lora_a"] = torch.zeros(1)
+            tensors["model.layers.9.self_attn.q_proj.lora_a"] = torch.zeros(1)
         case "shape":
             tensors[name] = tensors[name].t()
         case _:

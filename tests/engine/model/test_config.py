@@ -8,7 +8,7 @@ import pytest
 from random_models import LLAMA3_ROPE, save_random_model
 
 from weft.client.errors import BadRequest, NotFound
-from weft.engine.model.config import MODULES, ModelConfig, RopeScaling, Site
+from weft.engine.model.config import MODULES, ModelConfig, RopeScaling, decoder_site
 
 FIELDS: dict[str, Any] = {
     "model_type": "qwen3",
@@ -29,10 +29,10 @@ def test_sites_come_layer_by_layer_and_the_unembedding_last() -> None:
     sites = config.sites()
 
     assert [site.module for site in sites] == [*MODULES, *MODULES, "unembed"]
-    assert sites[8] == Site(layer=1, module="k", in_features=32, out_features=32)
-    assert sites[-1] == Site(layer=-1, module="unembed", in_features=32, out_features=97)
+    assert sites[8] == decoder_site(layer=1, module="k", in_features=32, out_features=32)
+    assert sites[-1] == decoder_site(layer=-1, module="unembed", in_features=32, out_features=97)
     assert [config.site_index(site.layer, site.module) for site in sites] == list(range(15))
-    assert (sites[6].name, sites[-1].name) == ("layers.0.down", "unembed")
+    assert (sites[6].name, sites[-1].name) == ("model.layers.0.mlp.down_proj", "lm_head")
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "qwen2", "mistral"])
