@@ -52,6 +52,9 @@ class Decoder:
         row_tile: 0, or the rows per matmul in deterministic mode; see `DenseLinear`.
     """
 
+    runs_on = "native"
+    logit_softcap = 0.0
+
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], row_tile: int = 0) -> None:
         self.config = config
         self.sites = config.sites()

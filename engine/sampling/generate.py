@@ -14,7 +14,7 @@ import numpy as np
 from ...client.errors import BadRequest
 from ..adapters.store import AdapterStore
 from ..faults import is_out_of_memory
-from ..model.decoder import Decoder
+from ..model.base import BaseModel
 from .admission import Admission, Entry, Prefill, Start
 from .kv_cache import KVCache
 from .requests import SampleDone, SampledSequence, SampleFailed, SampleRequest
@@ -55,7 +55,7 @@ class Generator:
 
     def __init__(
         self,
-        model: Decoder,
+        model: BaseModel,
         store: AdapterStore,
         cache: KVCache,
         *,

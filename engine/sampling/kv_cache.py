@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.config import ModelConfig
+from ..model.base import ModelFacts
 from .pages import Copy, pages_for
 
 # Pages are gathered this many bytes at a time. On a CPU attention then reads them from its cache:
@@ -21,7 +21,7 @@ CPU_GATHER_BYTES = 8 << 20
 DEVICE_GATHER_BYTES = 256 << 20
 
 
-def page_bytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+def page_bytes(config: ModelFacts, page_size: int, dtype: torch.dtype) -> int:
     """Return the bytes of one page over all layers."""
     values = config.num_layers * 2 * config.num_kv_heads * config.head_dim * page_size
     return values * dtype.itemsize
@@ -37,7 +37,7 @@ class KVCache:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelFacts,
         num_pages: int,
         page_size: int,
         *,

@@ -14,7 +14,7 @@ from ...kernels.head import target_logprobs_
 from ...kernels.workspace import Workspace
 from ..adapters.lora import LoraLinears
 from ..adapters.store import AdapterStore, WeightsVersion
-from ..model.decoder import Decoder
+from ..model.base import BaseModel
 from .kv_cache import KVCache, PagedAttention
 from .sample_step import ROW_MULTIPLE, SampleStep
 from .sampler import Drawn, draw, uniforms
@@ -35,7 +35,7 @@ class SampleRunner:
     """The model with a paged cache and the adapters of many versions."""
 
     def __init__(
-        self, model: Decoder, store: AdapterStore, cache: KVCache, *, is_deterministic: bool
+        self, model: BaseModel, store: AdapterStore, cache: KVCache, *, is_deterministic: bool
     ) -> None:
         self._model = model
         self._store = store

@@ -18,7 +18,7 @@ from ..adapters.head import Head
 from ..adapters.lora import LoraLinears
 from ..adapters.losses import LossBatch
 from ..model.attention import PackedAttention
-from ..model.decoder import Decoder
+from ..model.base import BaseModel
 from ..trace import Trace
 from .commands import Float32s, PassWork
 from .runs import HeldRun, RunTable
@@ -47,7 +47,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Decoder,
+        model: BaseModel,
         runs: RunTable,
         head: Head,
         trace: Trace,
