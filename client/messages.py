@@ -377,6 +377,7 @@ class Dispatch(Header):
     dispatch_id: int  # one for all parts of a command
     lease_epoch: int  # of the run, 0 for samples
     lane: str  # "<tenant>/<session_id>", for the trace
+    queued_s: float = 0.0  # from the arrival of the whole request to this dispatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,6 +210,7 @@ class Accepting:
             self._reserve(work, work.size)
         if work.missing:
             return
+        work.arrived = self._books.now
         if work.run is None:
             work.state = State.QUEUED
             self._outcomes.ready.append(work)

@@ -279,7 +279,12 @@ class Dispatcher:
         work.epoch = work.run.epoch if work.run is not None else 0
         worker.dispatched[work.dispatch_id] = work
         worker.last_sent = self._books.now
-        header = Dispatch(dispatch_id=work.dispatch_id, lease_epoch=work.epoch, lane=work.lane)
+        header = Dispatch(
+            dispatch_id=work.dispatch_id,
+            lease_epoch=work.epoch,
+            lane=work.lane,
+            queued_s=self._books.now - work.arrived,
+        )
         for frames in work.parts:
             self._books.actions.append(ToWorker(worker.peer, header, frames))
         if isinstance(work.header, Command) and not work.model:
@@ -321,6 +326,7 @@ class Dispatcher:
             again = Work(nobody, header, nobody.lane)
             again.sampler, again.model = sampler, sampler.base_model
             again.parts, again.missing, again.state = [frames], 0, State.QUEUED
+            again.arrived = self._books.now
             self._outcomes.ready.append(again)
 
     def _evict(self, worker: Worker) -> bool:

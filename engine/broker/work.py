@@ -43,6 +43,7 @@ class Work:
         "also",
         "answer",
         "answer_bytes",
+        "arrived",
         "digests",
         "dispatch_id",
         "epoch",
@@ -82,6 +83,7 @@ class Work:
         self.digests: list[bytes | None] = [None] * num_parts
         self.num_tokens = 0
         self.size = 0  # bytes of payload that have arrived
+        self.arrived = 0.0  # when the last of it came
         self.reserved = 0  # bytes counted against its session's credit
         self.weight = 0
         self.window: Window | None = None  # whose lanes or credit it occupies

@@ -174,7 +174,7 @@ EXAMPLES: list[Header] = [
     Event(name="step", fields={"tokens": 512}),
     WorkerHello(versions=[1], worker_id="w0", secret="s", pid=77),
     WorkerReady(model=CARD, train_credit=1000, sample_credit=500),
-    Dispatch(dispatch_id=5, lease_epoch=2, lane=f"local/{SESSION}"),
+    Dispatch(dispatch_id=5, lease_epoch=2, lane=f"local/{SESSION}", queued_s=0.25),
     Withdraw(dispatch_ids=[5], run_ids=[RUN], sampler_ids=[SAMPLER]),
     Done(dispatch_id=5, lease_epoch=2, part=1, num_parts=2, usage={"train_tokens": 512}),
     Failed(dispatch_id=5, lease_epoch=2, code="non_finite", detail="loss is nan"),

@@ -104,6 +104,19 @@ def test_runs_go_to_the_worker_that_holds_fewest() -> None:
     assert sorted(placed) == [SECOND, SECOND, WORKER, WORKER]
 
 
+def test_a_dispatch_tells_how_long_its_request_waited_at_the_broker() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.add_worker(train_credit=1)
+    bench.open_run()
+    bench.say(optim_step(2))
+    bench.now += 2.0  # the number before it is missing
+    bench.say(optim_step(1))
+    bench.now += 3.0  # the worker has no credit for a second one
+    bench.finish()
+    assert [dispatch.queued_s for dispatch, _ in bench.dispatches[1:]] == [0.0, 5.0]
+
+
 def test_a_run_stays_with_its_worker() -> None:
     bench = ready_bench()
     bench.add_worker("w1", SECOND)
