@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...client.errors import BadRequest, NotFound
+from .errors import NotBuilt
 
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")  # the order inside a layer
 UNEMBED = "unembed"
@@ -219,7 +220,7 @@ class ModelConfig:
         """Build from the fields of a Hugging Face `config.json`; see `from_directory`."""
         model_type = fields.get("model_type")
         if model_type not in _MODEL_TYPES:
-            raise BadRequest(
+            raise NotBuilt(
                 f"model_type {model_type!r} is not supported (it must be one of "
                 f"{', '.join(_MODEL_TYPES)})"
             )
@@ -266,9 +267,9 @@ def _read_json(path: Path) -> dict[str, object]:
 def _refuse_unsupported(fields: Mapping[str, object]) -> None:
     """Refuse every key that asks for another computation than the one built here."""
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise BadRequest(f"hidden_act {fields['hidden_act']!r} is not supported, only silu")
+        raise NotBuilt(f"hidden_act {fields['hidden_act']!r} is not supported, only silu")
     if fields.get("attention_dropout"):
-        raise BadRequest(
+        raise NotBuilt(
             f"attention_dropout {fields['attention_dropout']} is not supported, only 0"
         )
     # Qwen states a window and leaves it unused; Mistral uses one wherever it states none.
@@ -277,18 +278,18 @@ def _refuse_unsupported(fields: Mapping[str, object]) -> None:
     if fields["model_type"] in ("qwen2", "qwen3") and not fields.get("use_sliding_window"):
         window = None
     if window is not None or fields.get("use_sliding_window"):
-        raise BadRequest(f"sliding_window {window} is not supported, only full attention")
+        raise NotBuilt(f"sliding_window {window} is not supported, only full attention")
     layer_types = fields.get("layer_types") or []
     if not isinstance(layer_types, list):
         raise BadRequest("layer_types is not a list")
     for layer_type in layer_types:
         if layer_type != "full_attention":
-            raise BadRequest(f"layer_types has {layer_type!r}, only full_attention is supported")
+            raise NotBuilt(f"layer_types has {layer_type!r}, only full_attention is supported")
     checked = {"hidden_act", "attention_dropout", "sliding_window", "use_sliding_window"}
     known = _USED_KEYS | _IDLE_KEYS | checked | {"layer_types"}
     for key, value in fields.items():
         if key not in known and value not in (None, False, {}, []):
-            raise BadRequest(f"config.json has {key} = {value!r}, which is not supported")
+            raise NotBuilt(f"config.json has {key} = {value!r}, which is not supported")
 
 
 def _rope(fields: Mapping[str, object]) -> tuple[float, RopeScaling | None]:
@@ -314,10 +315,10 @@ def _rope(fields: Mapping[str, object]) -> tuple[float, RopeScaling | None]:
             original_max_context=_count(rope, "original_max_position_embeddings", default),
         )
     elif kind != "default":
-        raise BadRequest(f"rope_type {kind!r} is not supported, only default and llama3")
+        raise NotBuilt(f"rope_type {kind!r} is not supported, only default and llama3")
     for key in rope.keys() - expected:
         if not (key == "partial_rotary_factor" and rope[key] == 1.0):
-            raise BadRequest(f"{key} in the rope parameters of type {kind!r} is not supported")
+            raise NotBuilt(f"{key} in the rope parameters of type {kind!r} is not supported")
     return theta, scaling
 
 
