@@ -112,6 +112,12 @@ class SequentialModel(BaseModel, Protocol):
     def copy_state(self, state: Any) -> Any:
         """An independent copy; advancing one leaves the other as it is."""
 
+    def state_bytes(self, num_tokens: int) -> int:
+        """What a state of so many tokens takes on the device; never less for more tokens.
+
+        The sampler reserves by it, so it may be too large but not too small.
+        """
+
     def advance(self, state: Any, tokens_L: Tensor, linears: Linears) -> Tensor:
         """Feed L >= 1 more tokens of the sequence; returns their hidden states, [L, D].
 
