@@ -24,6 +24,7 @@ LIMITS: dict[str, Limit] = {
     "array_elements": Limit(4_194_304, "count", "malformed", "elements of one decoded array"),
     "array_dims": Limit(4, "count", "malformed", "dimensions of one array"),
     "request_ids": Limit(4096, "count", "malformed", "ids of one resume, known or ack"),
+    "explained_ids": Limit(64, "count", "too_large", "requests of one explain"),
     "stops": Limit(256, "count", "too_large", "stop tokens or stop strings of one request"),
     "name_length": Limit(128, "count", "bad_request", "characters of a checkpoint's name"),
     "metadata_items": Limit(64, "count", "bad_request", "entries of a user_metadata"),
@@ -38,6 +39,7 @@ LIMITS: dict[str, Limit] = {
     "liveness_s": Limit(20, "s", "", "silence after which a client connects anew"),
     "reconnect_s": Limit(3600, "s", "disconnected", "a client's wait for a server that went away"),
     "busy_pause_s": Limit(30, "s", "", "a client's longest pause before it tries a busy one again"),
+    "explain_s": Limit(2, "s", "", "a wait after which a client asks for its reason, and again"),
     "room_s": Limit(60, "s", "busy", "a client's wait for room for a new run or sampler"),
     # A broker.
     "held_commands": Limit(1024, "count", "busy", "commands of one run that wait for a number"),

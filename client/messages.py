@@ -295,6 +295,18 @@ class Query(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Explain(Request):
+    """Asks why these requests of the same session are not answered yet.
+
+    The reply's result is {"reasons": [the fields of a `waiting.Reason` that are not its defaults]},
+    one for each id, in their order. Of other sessions it tells counts alone.
+    """
+
+    kind: ClassVar[str] = "explain"
+    request_ids: list[int]  # at most `explained_ids`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Watch(Request):
     """Turns the stream of `Event`s for this client on or off."""
 
@@ -367,6 +379,25 @@ class WorkerReady(Header):
     model: ModelCard
     train_credit: int
     sample_credit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerProgress(Header):
+    """How far a worker is that has said hello and is not ready; not answered."""
+
+    kind: ClassVar[str] = "worker_progress"
+    phase: str  # "starting", "reading weights" or "preparing"
+    fraction: float = -1.0  # of the phase, 0 to 1; -1 when it is not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Underway(Header):
+    """Worker to broker, now and then: how far dispatches are that take several steps."""
+
+    kind: ClassVar[str] = "underway"
+    dispatch_ids: list[int]
+    done: list[int]  # units computed of each
+    total: list[int]  # units of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from weft.client.messages import (
     Dispatch,
     Done,
     Event,
+    Explain,
     Failed,
     Failure,
     ForwardBackward,
@@ -29,11 +30,13 @@ from weft.client.messages import (
     SaveForSampler,
     SaveState,
     Stop,
+    Underway,
     Void,
     Watch,
     Welcome,
     Withdraw,
     WorkerHello,
+    WorkerProgress,
     WorkerReady,
 )
 
@@ -162,6 +165,7 @@ EXAMPLES: list[Header] = [
     CloseRun(request_id=11, run_id=RUN),
     Cancel(request_id=12, target_id=9),
     Query(request_id=13, what="runs", subject="x", offset=20),
+    Explain(request_id=15, request_ids=[2, 300]),
     Watch(request_id=14, enabled=True),
     Reply(
         request_id=2,
@@ -174,6 +178,8 @@ EXAMPLES: list[Header] = [
     Event(name="step", fields={"tokens": 512}),
     WorkerHello(versions=[1], worker_id="w0", secret="s", pid=77),
     WorkerReady(model=CARD, train_credit=1000, sample_credit=500),
+    WorkerProgress(phase="reading weights", fraction=0.4),
+    Underway(dispatch_ids=[5, 300], done=[3, 0], total=[8, 1]),
     Dispatch(dispatch_id=5, lease_epoch=2, lane=f"local/{SESSION}", queued_s=0.25),
     Withdraw(dispatch_ids=[5], run_ids=[RUN], sampler_ids=[SAMPLER]),
     Done(dispatch_id=5, lease_epoch=2, part=1, num_parts=2, usage={"train_tokens": 512}),
