@@ -1,7 +1,7 @@
-"""Decide which prompts are prefilled and which samples start. Pure: counts of tokens and pages.
+"""Decide which prompts are prefilled and which samples start. Pure: counts of tokens and memory.
 
 Requests are served in the order of their arrival. What starts has its worst case reserved, so a
-running sample never lacks a page and always decodes; nothing behind a request that does not fit
+running sample never lacks memory and always decodes; nothing behind a request that does not fit
 overtakes it. The prompt of a request is prefilled once and its samples start from it, as many at a
 time as fit. A later policy may prefill a prompt in pieces (`Prefill` has bounds), count shared
 prefixes once, or reserve less and take samples back.
@@ -9,8 +9,7 @@ prefixes once, or reserve less and take samples back.
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-
-from .pages import pages_for
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """This sample may take its pages and decode from now on (once its prompt is prefilled)."""
+    """This sample may take its memory and decode from now on (once its prompt is prefilled)."""
 
     key: Hashable
     sample: int
@@ -48,11 +47,28 @@ class Step:
     starts: tuple[Start, ...] = ()
 
 
+class Costs(Protocol):
+    """What requests take of a capacity."""
+
+    @property
+    def unit(self) -> str:
+        """In what the capacity is counted."""
+
+    def prompt(self, entry: Entry) -> int:
+        """What the prompt takes, from its prefill to the end of the request."""
+
+    def sample(self, entry: Entry) -> int:
+        """What one sample takes at most beside the prompt."""
+
+    def room(self, prompt_tokens: int, num_samples: int, capacity: int) -> int:
+        """Tokens of a prompt and one of its samples that fit."""
+
+
 @dataclass(slots=True)
 class _Request:
     entry: Entry
-    prompt_pages: int
-    sample_pages: int
+    prompt_cost: int
+    sample_cost: int
     is_prefilling: bool = False
     pending: list[int] = field(default_factory=list)  # samples not started, ascending
     running: set[int] = field(default_factory=set)
@@ -62,18 +78,18 @@ class Admission:
     """The queue of requests, and what the admitted ones have reserved.
 
     Args:
-        num_pages: pages of the cache.
-        page_size: tokens of a page.
+        capacity: of the cache, in units of `costs`.
+        costs: what a prompt and a sample take.
         max_sequences: samples that may decode at the same time.
         step_tokens: rows of a step, prefill and decode together; one prompt longer than that is
             computed with no other prompt beside it.
     """
 
     def __init__(
-        self, *, num_pages: int, page_size: int, max_sequences: int, step_tokens: int
+        self, *, capacity: int, costs: Costs, max_sequences: int, step_tokens: int
     ) -> None:
-        self.num_pages = num_pages
-        self.page_size = page_size
+        self.capacity = capacity
+        self.costs = costs
         self.max_sequences = max_sequences
         self.step_tokens = step_tokens
         self.num_reserved = 0
@@ -97,25 +113,26 @@ class Admission:
                 rows += request.entry.prompt_tokens
         return rows
 
-    def pages_needed(self, entry: Entry) -> int:
-        """Return the pages without which not even one sample of the request can run."""
-        return pages_for(entry.prompt_tokens, self.page_size) + self._sample_pages(entry)
+    def room(self, prompt_tokens: int, num_samples: int) -> int:
+        """Tokens of a prompt and one of its samples that fit when nothing else runs."""
+        return self.costs.room(prompt_tokens, num_samples, self.capacity)
 
     def add(self, entry: Entry) -> None:
         """Queue a request, behind all others.
 
         Raises:
-            ValueError: it needs more pages than there are, or its key is in use.
+            ValueError: not even one sample fits into the capacity, or its key is in use.
         """
-        needed = self.pages_needed(entry)
-        if needed > self.num_pages:
-            raise ValueError(f"{needed} pages needed, the cache has {self.num_pages}")
+        prompt_cost, sample_cost = self.costs.prompt(entry), self.costs.sample(entry)
+        needed = prompt_cost + sample_cost
+        if needed > self.capacity:
+            raise ValueError(f"{needed} {self.costs.unit} needed, there are {self.capacity}")
         if entry.key in self._requests:
             raise ValueError(f"{entry.key!r} is already in use")
         self._requests[entry.key] = _Request(
             entry,
-            pages_for(entry.prompt_tokens, self.page_size),
-            self._sample_pages(entry),
+            prompt_cost,
+            sample_cost,
             pending=list(range(entry.num_samples)),
         )
 
@@ -129,16 +146,16 @@ class Admission:
             if not request.is_prefilling:
                 if entry.prompt_tokens > room and prefills:
                     break
-                if not self._fits(request.prompt_pages + request.sample_pages):
+                if not self._fits(request.prompt_cost + request.sample_cost):
                     break
                 room -= entry.prompt_tokens
                 request.is_prefilling = True
-                self.num_reserved += request.prompt_pages
+                self.num_reserved += request.prompt_cost
                 prefills.append(Prefill(entry.key, 0, entry.prompt_tokens))
-            while request.pending and self._fits(request.sample_pages):
+            while request.pending and self._fits(request.sample_cost):
                 sample = request.pending.pop(0)
                 request.running.add(sample)
-                self.num_reserved += request.sample_pages
+                self.num_reserved += request.sample_cost
                 self.num_running += 1
                 starts.append(Start(entry.key, sample))
             if request.pending:
@@ -153,7 +170,7 @@ class Admission:
         request = self._requests[key]
         if sample in request.running:
             request.running.remove(sample)
-            self.num_reserved -= request.sample_pages
+            self.num_reserved -= request.sample_cost
             self.num_running -= 1
         else:
             request.pending.remove(sample)
@@ -163,20 +180,11 @@ class Admission:
     def drop(self, key: Hashable) -> None:
         """Forget a request and all it has reserved."""
         request = self._requests.pop(key)
-        self.num_reserved -= len(request.running) * request.sample_pages
+        self.num_reserved -= len(request.running) * request.sample_cost
         self.num_running -= len(request.running)
         if request.is_prefilling:
-            self.num_reserved -= request.prompt_pages
+            self.num_reserved -= request.prompt_cost
 
-    def _fits(self, num_pages: int) -> bool:
-        has_pages = self.num_reserved + num_pages <= self.num_pages
-        return has_pages and self.num_running < self.max_sequences
-
-    def _sample_pages(self, entry: Entry) -> int:
-        """Pages of one sample beyond the prompt's full ones; an only sample takes the last over."""
-        if entry.max_new_tokens == 1:
-            return 0
-        total = pages_for(entry.prompt_tokens + entry.max_new_tokens - 1, self.page_size)
-        if entry.num_samples == 1:
-            return total - pages_for(entry.prompt_tokens, self.page_size)
-        return total - entry.prompt_tokens // self.page_size
+    def _fits(self, cost: int) -> bool:
+        has_room = self.num_reserved + cost <= self.capacity
+        return has_room and self.num_running < self.max_sequences

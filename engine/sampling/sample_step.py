@@ -26,11 +26,8 @@ class Piece:
     settings: tuple[float, int, float]  # temperature, top_k, top_p
     streams: tuple[int, ...]  # one a draw
     position: int  # of the draws in their streams
-    is_scored: bool = False  # whether each row's logprob of the next row's token is wanted
-
-    @property
-    def num_scores(self) -> int:
-        return len(self.tokens) - 1 if self.is_scored else 0
+    targets: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Tokens whose logprobs are wanted: entry i after row i, for as many rows as there are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,8 +108,7 @@ def plan_step(pieces: Sequence[Piece], *, is_deterministic: bool = False) -> Sam
         if pieces[index].version is not pieces[index - 1].version
     ]
     unit_starts = np.array([0, *changes])
-    scored = np.array([piece.num_scores for piece in pieces])
-    scored_rows = np.repeat(ends - fresh, scored) + _count_up(scored)
+    scored = np.array([len(piece.targets) for piece in pieces])
     return SampleStep(
         tokens_T=tokens,
         positions_T=positions,
@@ -129,8 +125,8 @@ def plan_step(pieces: Sequence[Piece], *, is_deterministic: bool = False) -> Sam
         settings_M=Settings.of(
             [piece.settings for piece in pieces for _ in range(len(piece.streams))]
         ),
-        scored_rows_R=scored_rows,
-        scored_targets_R=tokens[scored_rows + 1] if len(scored_rows) else scored_rows,
+        scored_rows_R=np.repeat(ends - fresh, scored) + _count_up(scored),
+        scored_targets_R=np.concatenate([piece.targets for piece in pieces]),
         scored_units_U=np.add.reduceat(scored, unit_starts),
     )
 

@@ -54,11 +54,10 @@ class Settings:
     @classmethod
     def of(cls, rows: Sequence[tuple[float, int, float]]) -> "Settings":
         """Build from (temperature, top_k, top_p) of each sequence."""
-        temperature, top_k, top_p = zip(*rows, strict=True)
         return cls(
-            np.array(temperature, np.float64),
-            np.array(top_k, np.int64),
-            np.array(top_p, np.float64),
+            np.array([temperature for temperature, _, _ in rows], np.float64),
+            np.array([top_k for _, top_k, _ in rows], np.int64),
+            np.array([top_p for _, _, top_p in rows], np.float64),
         )
 
     def part(self, rows: slice) -> "Settings":

@@ -14,7 +14,8 @@ from ...client.errors import WeftError
 from ...client.limits import limit
 from ...client.messages import Withdraw
 from ..faults import is_out_of_memory
-from ..sampling.generate import Generator, SampleDone, SampleFailed
+from ..sampling.base_generator import BaseGenerator
+from ..sampling.requests import SampleDone, SampleFailed
 from ..trace import Trace
 from .commands import CommandWork, PassWork, SampleWork
 from .controls import Controls
@@ -39,7 +40,7 @@ class Compute:
         scheduler: Scheduler,
         runs: RunTable,
         trainer: Trainer,
-        generator: Generator,
+        generator: BaseGenerator,
         controls: Controls,
         trace: Trace,
         threads: StepThreads,

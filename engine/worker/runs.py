@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ...client.errors import Conflict, NotFound
 from ..adapters.store import AdapterStore, Run, WeightsVersion
-from ..sampling.generate import SampleRequest
+from ..sampling.requests import SampleRequest
 from .commands import SampleWork
 
 

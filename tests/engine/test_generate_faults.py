@@ -7,7 +7,7 @@ import torch
 from sampling_helpers import Bench, V, Watched, drain, prompt_of, request, run, tokens_of
 
 from weft.engine.adapters.store import WeightsVersion
-from weft.engine.sampling.generate import SampleDone, SampleFailed
+from weft.engine.sampling.requests import SampleDone, SampleFailed
 
 
 @pytest.fixture(scope="module")

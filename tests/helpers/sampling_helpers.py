@@ -13,14 +13,15 @@ from torch import Tensor
 
 from weft.engine.adapters.store import AdapterStore, WeightsVersion
 from weft.engine.model.decoder import Decoder
-from weft.engine.sampling.generate import (
-    Generator,
+from weft.engine.sampling.base_generator import BaseGenerator
+from weft.engine.sampling.generate import Generator
+from weft.engine.sampling.kv_cache import KVCache
+from weft.engine.sampling.requests import (
     SampleDone,
     SampledSequence,
     SampleFailed,
     SampleRequest,
 )
-from weft.engine.sampling.kv_cache import KVCache
 
 ALPHA = 32.0
 V = 97  # vocabulary of the tests' models
@@ -120,14 +121,14 @@ def request(key: object, prompt: Sequence[int], **fields: Any) -> SampleRequest:
     return SampleRequest(key=key, tokens=np.array(prompt), **(values | fields))
 
 
-def run(generator: Generator, *requests: SampleRequest) -> dict[Any, SampleDone | SampleFailed]:
+def run(generator: BaseGenerator, *requests: SampleRequest) -> dict[Any, SampleDone | SampleFailed]:
     """Submit all, step until nothing is left; pages are checked after every step."""
     for each in requests:
         generator.submit(each)
     return drain(generator)
 
 
-def drain(generator: Generator) -> dict[Any, SampleDone | SampleFailed]:
+def drain(generator: BaseGenerator) -> dict[Any, SampleDone | SampleFailed]:
     outcomes: dict[Any, SampleDone | SampleFailed] = {}
     for _ in range(2000):
         if not generator.has_work:
@@ -137,7 +138,6 @@ def drain(generator: Generator) -> dict[Any, SampleDone | SampleFailed]:
             outcomes[outcome.key] = outcome
         generator.check_integrity()
     assert not generator.has_work
-    assert generator._pages.pool.num_free == generator._pages.pool.num_pages
     assert generator._admission.num_reserved == 0
     return outcomes
 
@@ -160,6 +160,7 @@ class Watched:
             bench.model.sites,
             bench.model.head,
         )
+        self.device, self.logit_softcap = bench.model.device, bench.model.logit_softcap
         self._model = bench.model
         self.rows: list[int] = []
         self.max_rows = 10**9

@@ -5,11 +5,15 @@ import random
 import pytest
 
 from weft.engine.sampling.admission import Admission, Entry, Prefill, Start, Step
+from weft.engine.sampling.costs import PageCosts
 
 
 def admission(num_pages: int = 100, max_sequences: int = 16, step_tokens: int = 64) -> Admission:
     return Admission(
-        num_pages=num_pages, page_size=4, max_sequences=max_sequences, step_tokens=step_tokens
+        capacity=num_pages,
+        costs=PageCosts(4),
+        max_sequences=max_sequences,
+        step_tokens=step_tokens,
     )
 
 
@@ -78,7 +82,7 @@ def test_a_request_is_forgotten_with_its_last_sample() -> None:
 
 
 def test_a_request_that_can_never_run_is_refused() -> None:
-    with pytest.raises(ValueError, match="4 pages needed, the cache has 3"):
+    with pytest.raises(ValueError, match="4 pages needed, there are 3"):
         admission(num_pages=3).add(Entry("a", 8, 9, 1))
 
 

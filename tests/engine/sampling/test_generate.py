@@ -27,7 +27,7 @@ from weft.engine.adapters.lora import LoraLinears
 from weft.engine.adapters.losses import LossBatch
 from weft.engine.adapters.store import WeightsVersion
 from weft.engine.model.attention import PackedAttention
-from weft.engine.sampling.generate import (
+from weft.engine.sampling.requests import (
     SampleDone,
     SampleRequest,
 )

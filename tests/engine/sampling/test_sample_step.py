@@ -18,7 +18,7 @@ def piece(
         settings=(1.0, -1, 1.0),
         streams=tuple(range(100, 100 + draws)),
         position=cached,
-        is_scored=len(tokens) > 2,
+        targets=np.array(tokens[1:] if len(tokens) > 2 else [], np.int64),
     )
 
 
@@ -48,7 +48,7 @@ def test_rows_positions_and_draws_follow_the_pieces() -> None:
     assert step.draw_positions_M.tolist() == [0, 0, 9, 4]
 
 
-def test_scored_pieces_score_every_row_but_the_last() -> None:
+def test_the_targets_of_a_piece_are_scored_from_its_first_row_on() -> None:
     step = plan_step([piece([11, 12]), piece([21, 22, 23]), piece([31, 32, 33, 34])])
     assert step.scored_rows_R.tolist() == [2, 3, 5, 6, 7]
     assert step.scored_targets_R.tolist() == [22, 23, 32, 33, 34]
