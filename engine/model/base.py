@@ -106,6 +106,13 @@ class SequentialModel(BaseModel, Protocol):
     the adapters of the calls that filled it.
     """
 
+    @property
+    def continues_in_chunks(self) -> bool:
+        """Whether `advance` takes several tokens for a state that has some already.
+
+        Where not, a prompt goes in by one call, and whatever follows token by token.
+        """
+
     def new_state(self) -> Any:
         """The state of a sequence without tokens."""
 
