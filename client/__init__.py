@@ -17,11 +17,13 @@ from .errors import (
     NotFoundError,
     RateLimitError,
     RequestFailedError,
+    TemplateError,
     Timeout,
     TinkerError,
     WeftError,
 )
 from .futures import APIFuture
+from .renderers import Renderer
 from .rest import RestClient
 from .sampling import SamplingClient
 from .service import ServiceClient
@@ -87,6 +89,7 @@ __all__ = [
     "NotFoundError",
     "OptimStepResponse",
     "RateLimitError",
+    "Renderer",
     "RequestFailedError",
     "RestClient",
     "SampleResponse",
@@ -98,6 +101,7 @@ __all__ = [
     "ServiceClient",
     "StopReason",
     "SupportedModel",
+    "TemplateError",
     "TensorData",
     "Timeout",
     "TinkerError",

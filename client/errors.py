@@ -4,6 +4,7 @@
      +- BadRequest            the caller's fault; sending the same again fails again
      |   +- NotFound          no such model, run, checkpoint or sampler, or not yours
      |   +- Conflict          the number, name or state is taken
+     |   +- TemplateError     a chat template that cannot do what is asked of it
      +- Busy                  a limit is reached; the client waits and tries again by itself
      +- Timeout               the caller's own wait ended; the work goes on
      +- Disconnected          the broker cannot be reached
@@ -45,6 +46,10 @@ class Conflict(BadRequest):
     """The request contradicts something already accepted."""
 
     code = "conflict"
+
+
+class TemplateError(BadRequest):
+    """A chat template does not let the tokens to be trained be told from the others."""
 
 
 class Busy(WeftError):
