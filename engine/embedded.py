@@ -19,7 +19,7 @@ from ..client.errors import Disconnected, EngineFailed, WeftError
 from ..client.limits import LIMITS
 from ..client.service import ServiceClient
 from .broker.shell import Broker
-from .worker.checkpoints import CheckpointFiles
+from .files.store import CheckpointFiles
 from .worker.config import WorkerConfig
 from .worker.launch import STOP_S as WORKER_STOP_S
 from .worker.launch import WorkerProcess

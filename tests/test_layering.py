@@ -16,10 +16,17 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"client", "kernels"},
 }
 # Inside the engine, too: a package imports only packages to its left, and the root's leaves.
-ENGINE_ORDER = ("model", "adapters", "sampling", "broker", "worker", "demo")
+ENGINE_ORDER = ("files", "model", "adapters", "sampling", "broker", "worker", "demo")
 LEAVES = {"trace", "faults"}
 HEAVY = {"torch", "triton", "transformers", "safetensors"}
-TORCH_FREE = ("broker.shell", "worker.checkpoints", "worker.scheduler", "worker.units", "embedded")
+TORCH_FREE = (
+    "broker.shell",
+    "files.store",
+    "worker.checkpoints",
+    "worker.scheduler",
+    "worker.units",
+    "embedded",
+)
 
 
 def imports(path: Path) -> list[tuple[int, str, bool]]:

@@ -1,36 +1,8 @@
 """The checkpoints that exist, by path and owner."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
 from ...client.errors import NotFound
 from ...client.paths import parse_path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """A saved state of a run: with it a run can start or go on, or a sampler be opened."""
-
-    path: str  # "weft://<run_id>/weights/<name>" or ".../sampler_weights/<name>"
-    tenant: str
-    base_model: str
-    rank: int
-    alpha: float
-    train_attn: bool
-    train_mlp: bool
-    train_unembed: bool
-    step: int
-    size_bytes: int
-    created: float  # seconds since the epoch
-    user_metadata: dict[str, str] = field(default_factory=dict)
-
-    def fields(self) -> dict[str, Any]:
-        """What its owner is told."""
-        parts = parse_path(self.path)
-        told = asdict(self)
-        del told["tenant"]
-        told["time"] = told.pop("created")
-        return {**told, "run_id": parts.run_id, "kind": parts.kind, "name": parts.name}
+from ..files.checkpoint import Checkpoint
 
 
 class Catalog:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ...client.messages import Header
-from .catalog import Checkpoint
+from ..files.checkpoint import Checkpoint
 from .journal import Record
 
 
@@ -73,6 +73,18 @@ class WorkerUnreachable(NamedTuple):
     peer: bytes
 
 
+class WorkerAwaited(NamedTuple):
+    """A worker is about to be started again; the sentence says why."""
+
+    detail: str
+
+
+class NoWorker(NamedTuple):
+    """No worker will come any more; the sentence says why."""
+
+    detail: str
+
+
 class Tick(NamedTuple):
     """Time has passed; sent about once a second."""
 
@@ -100,6 +112,8 @@ Event = (
     | WorkerMessage
     | WorkerGone
     | WorkerUnreachable
+    | WorkerAwaited
+    | NoWorker
     | Tick
     | Persisted
     | CatalogLoaded
@@ -133,8 +147,15 @@ class Persist(NamedTuple):
     record: Record
 
 
+class WorkerLost(NamedTuple):
+    """The worker has lost its leases: whoever started it may end it, and start another."""
+
+    worker_id: str
+    detail: str
+
+
 class Finished(NamedTuple):
     """The broker has stopped; nothing more will be sent."""
 
 
-Action = ToClient | ToWorker | Persist | Finished
+Action = ToClient | ToWorker | Persist | WorkerLost | Finished

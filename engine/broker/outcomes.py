@@ -18,9 +18,9 @@ from ...client.messages import (
 )
 from ...client.paths import CheckpointPath
 from ...client.wire import decode
+from ..files.checkpoint import Checkpoint
 from .answers import Answers
 from .books import Books
-from .catalog import Checkpoint
 from .events import Frames, ToWorker
 from .leases import Phase, Run, Sampler
 from .work import State, Work

@@ -24,7 +24,7 @@ import zmq
 from ...client.errors import BadRequest
 from ...client.messages import Failure, Reply, Request, WorkerReady
 from ...client.wire import encode
-from .catalog import Checkpoint
+from ..files.checkpoint import Checkpoint
 from .config import BrokerConfig
 from .core import BrokerCore
 from .events import (

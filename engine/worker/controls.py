@@ -7,8 +7,9 @@ from ...client.errors import BadRequest, NotFound
 from ...client.messages import CreateRun, CreateSampler, LoadState, SaveForSampler, SaveState
 from ...client.paths import CheckpointPath, check_name
 from ..adapters.store import AdapterStore, Run, WeightsVersion
-from ..broker.catalog import Checkpoint
-from .checkpoints import CheckpointFiles, now
+from ..files.checkpoint import Checkpoint
+from ..files.store import CheckpointFiles, now
+from .checkpoints import load_tensors, save_tensors
 from .commands import CommandWork
 from .runs import HeldRun, RunTable
 
@@ -62,7 +63,7 @@ class Controls:
             "train_unembed": header.train_unembed,
         }
         if header.from_path:
-            record, tensors = self._files.load(header.from_path)
+            record, tensors = load_tensors(self._files, header.from_path)
             fields = {key: getattr(record, key) for key in fields}
         run = self._store.create(seed=header.seed, **fields)
         try:
@@ -89,12 +90,12 @@ class Controls:
         record = replace(
             self._record(work, held, path), step=step, user_metadata=header.user_metadata
         )
-        size = self._files.save(record, tensors, header.overwrite)
+        size = save_tensors(self._files, record, tensors, header.overwrite)
         return {"path": path, "size_bytes": size}
 
     def _load_state(self, header: LoadState) -> dict[str, Any]:
         held = self._runs.run(header.run_id)
-        record, tensors = self._files.load(header.path)
+        record, tensors = load_tensors(self._files, header.path)
         shape = (held.run.rank, held.train_attn, held.train_mlp, held.train_unembed)
         saved = (record.rank, record.train_attn, record.train_mlp, record.train_unembed)
         if shape != saved or held.run.alpha != record.alpha:
@@ -114,7 +115,7 @@ class Controls:
             path = str(CheckpointPath(header.run_id, "sampler_weights", check_name(header.name)))
             tensors = self._store.export_weights(held.run.version)
             record = self._record(work, held, path)
-            result["size_bytes"] = self._files.save(record, tensors)
+            result["size_bytes"] = save_tensors(self._files, record, tensors)
             result["path"] = path
         if header.sampler_id:
             version = self._store.retain(held.run.version)
@@ -126,7 +127,7 @@ class Controls:
         if not header.model_path:
             self._add_sampler(header.sampler_id, None)
             return {"sampler_id": header.sampler_id, "base_model": self._model_name}
-        record, tensors = self._files.load(header.model_path)
+        record, tensors = load_tensors(self._files, header.model_path)
         self._check_model(header.model_path, record)
         weights = {name: tensor for name, tensor in tensors.items() if not _is_moment(name)}
         version = self._store.import_weights(

@@ -13,13 +13,13 @@ from ...client.limits import limit
 from ...client.messages import ModelCard
 from ..adapters.head import Head
 from ..adapters.store import AdapterStore
+from ..files.store import CheckpointFiles
 from ..model.checkpoint_files import checkpoint_bytes
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from ..sampling.generate import Generator
 from ..sampling.kv_cache import KVCache
 from ..trace import Trace
-from .checkpoints import CheckpointFiles
 from .commands import ModelLimits
 from .compute import Compute
 from .config import WorkerConfig

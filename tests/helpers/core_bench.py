@@ -22,7 +22,6 @@ from weft.client.messages import (
     WorkerHello,
     WorkerReady,
 )
-from weft.engine.broker.catalog import Checkpoint
 from weft.engine.broker.config import BrokerConfig
 from weft.engine.broker.core import BrokerCore
 from weft.engine.broker.events import (
@@ -36,6 +35,7 @@ from weft.engine.broker.events import (
     ToWorker,
     WorkerMessage,
 )
+from weft.engine.files.checkpoint import Checkpoint
 
 SESSION = "a" * 32
 OTHER = "b" * 32

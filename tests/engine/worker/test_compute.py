@@ -14,11 +14,11 @@ from weft.client import wire
 from weft.client.messages import CreateRun, Done, Failed, Header, OptimStep, Request, Withdraw
 from weft.engine.adapters.head import Head
 from weft.engine.adapters.store import AdapterStore
+from weft.engine.files.store import CheckpointFiles
 from weft.engine.model.decoder import Decoder
 from weft.engine.sampling.generate import Generator
 from weft.engine.sampling.kv_cache import KVCache
 from weft.engine.trace import Trace
-from weft.engine.worker.checkpoints import CheckpointFiles
 from weft.engine.worker.commands import CommandWork, Origin, PassWork
 from weft.engine.worker.compute import Compute
 from weft.engine.worker.controls import Controls
@@ -179,14 +179,14 @@ def test_a_run_withdrawn_in_the_middle_of_a_command_leaves_nothing(
             bench.put(Withdraw(run_ids=["r"]))
         return outcome
 
-    free = bench.store._state_blocks.take(1)
+    free = bench.store.states.blocks.take(1)
     assert free is not None
-    bench.store._state_blocks.give(free)
+    bench.store.states.blocks.give(free)
     monkeypatch.setattr(bench.trainer, "step", step)
     bench.put(create(1, "r"), create(2, "other"), passed(3, "r"), passed(4, "r"))
     assert bench.run() == {1: "done", 2: "done", 3: "cancelled", 4: "cancelled"}
     assert bench.trainer._partials == {}
-    assert bench.store._state_blocks.take(1) == free
+    assert bench.store.states.blocks.take(1) == free
 
 
 def test_a_forward_that_is_not_finite_leaves_no_partial_result(
