@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...client.errors import BadRequest, NotFound
 from .config import ModelConfig, linear_name
+from .rope import rope_bytes
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -25,8 +26,9 @@ _EMBED = "model.embed_tokens.weight"
 
 
 def checkpoint_bytes(path: str | Path, dtype: torch.dtype) -> int:
-    """Bytes the base weights take on the device in `dtype`, from config.json alone."""
-    return ModelConfig.from_directory(path).num_parameters * dtype.itemsize
+    """Bytes of the base weights and the tables of positions on the device, from config.json alone."""
+    config = ModelConfig.from_directory(path)
+    return config.num_parameters * dtype.itemsize + rope_bytes(config, dtype)
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:

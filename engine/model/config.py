@@ -4,37 +4,49 @@ The file is read closed: a key that would change the computation and is not buil
 by name, and so is a key nobody here has heard of.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...client.errors import BadRequest, NotFound
+from .context import read_context
 from .errors import NotBuilt
+from .fields import count, flag, positive, read_json, token_ids
+from .rope_config import RopeScaling, read_rope
 
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")  # the order inside a layer
 UNEMBED = "unembed"
 _GROUPS = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 
 _MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+_WITH_ATTENTION_BIAS = ("llama", "qwen3")  # qwen2 always has q, k and v biases
 _USED_KEYS = frozenset(
     {
         "attention_bias",
+        "attention_dropout",
+        "dual_chunk_attention_config",
         "eos_token_id",
         "head_dim",
+        "hidden_act",
         "hidden_size",
         "intermediate_size",
+        "layer_types",
         "max_position_embeddings",
+        "max_window_layers",
         "mlp_bias",
         "model_type",
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
         "rope_theta",
+        "sliding_window",
         "tie_word_embeddings",
+        "use_sliding_window",
         "vocab_size",
     }
 )
@@ -42,28 +54,48 @@ _USED_KEYS = frozenset(
 _IDLE_KEYS = frozenset(
     {
         "_attn_implementation",
+        "_attn_implementation_autoset",
         "_name_or_path",
         "architectures",
+        "attn_implementation",
         "auto_map",
         "bos_token_id",
         "chunk_size_feed_forward",
+        "do_sample",
         "dtype",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
         "id2label",
         "initializer_range",
+        "is_decoder",
         "is_encoder_decoder",
+        "is_llama_config",
         "label2id",
-        "max_window_layers",
+        "max_length",
+        "max_new_tokens",
+        "max_sequence_length",
+        "min_length",
+        "num_beams",
         "output_attentions",
         "output_hidden_states",
         "pad_token_id",
         "pretraining_tp",
         "problem_type",
+        "repetition_penalty",
         "return_dict",
+        "temperature",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
         "torch_dtype",
+        "transformers.js_config",
         "transformers_version",
+        "trust_remote_code",
+        "typical_p",
         "unsloth_fixed",
         "unsloth_version",
         "use_cache",
+        "use_flash_attention",
     }
 )
 
@@ -97,26 +129,6 @@ def linear_name(layer: int, module: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RopeScaling:
-    """Frequency scaling of Llama 3.1: long wavelengths are stretched by `factor`.
-
-    Source: transformers, `modeling_rope_utils.py`, `_compute_llama3_parameters`.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_context: int  # tokens of pretraining
-
-    def __post_init__(self) -> None:
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise BadRequest(
-                f"high_freq_factor {self.high_freq_factor} is not above "
-                f"low_freq_factor {self.low_freq_factor}"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Everything that decides the computation of a decoder of the Llama and Qwen family."""
 
@@ -129,6 +141,7 @@ class ModelConfig:
     head_dim: int
     ffn_width: int
     max_context: int  # tokens, prompt and answer together
+    context_note: str = ""  # why that is less than the model was made for
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     rms_eps: float = 1e-6
@@ -208,9 +221,9 @@ class ModelConfig:
         path = Path(path)
         if not path.is_dir():
             raise NotFound(f"model directory {path} does not exist")
-        fields = _read_json(path / "config.json")
+        fields = read_json(path / "config.json")
         if (path / "generation_config.json").is_file():
-            end_tokens = _read_json(path / "generation_config.json").get("eos_token_id")
+            end_tokens = read_json(path / "generation_config.json").get("eos_token_id")
             if end_tokens is not None:
                 fields["eos_token_id"] = end_tokens
         return cls.from_fields(fields)
@@ -225,43 +238,38 @@ class ModelConfig:
                 f"{', '.join(_MODEL_TYPES)})"
             )
         _refuse_unsupported(fields)
-        width, num_heads = _count(fields, "hidden_size"), _count(fields, "num_attention_heads")
-        kv_heads_default = num_heads if model_type == "llama" else None
-        head_dim_default = 128 if model_type == "qwen3" else width // num_heads
-        attention_bias = _flag(fields, "attention_bias") if model_type != "qwen2" else False
-        theta, scaling = _rope(fields)
+        width, num_heads = count(fields, "hidden_size"), count(fields, "num_attention_heads")
+        states_kv_heads = "num_key_value_heads" in fields or model_type == "llama"
+        attention_bias = flag(fields, "attention_bias")
+        if attention_bias and model_type not in _WITH_ATTENTION_BIAS:
+            raise BadRequest(f"attention_bias is true, which a {model_type} does not have")
+        theta, scaling = read_rope(fields)
+        max_context, context_note = read_context(fields, scaling)
         return cls(
             model_type=model_type,
-            vocab_size=_count(fields, "vocab_size"),
+            vocab_size=count(fields, "vocab_size"),
             width=width,
-            num_layers=_count(fields, "num_hidden_layers"),
+            num_layers=count(fields, "num_hidden_layers"),
             num_heads=num_heads,
-            num_kv_heads=_count(fields, "num_key_value_heads", kv_heads_default),
-            head_dim=_count(fields, "head_dim", head_dim_default),
-            ffn_width=_count(fields, "intermediate_size"),
-            max_context=_count(fields, "max_position_embeddings"),
+            num_kv_heads=count(
+                fields, "num_key_value_heads", num_heads if states_kv_heads else None
+            ),
+            head_dim=count(
+                fields, "head_dim", 128 if model_type == "qwen3" else width // num_heads
+            ),
+            ffn_width=count(fields, "intermediate_size"),
+            max_context=max_context,
+            context_note=context_note,
             rope_theta=theta,
             rope_scaling=scaling,
-            rms_eps=_positive(fields, "rms_norm_eps", 1e-6),
+            rms_eps=positive(fields, "rms_norm_eps", 1e-6),
             has_qk_norm=model_type == "qwen3",
             has_qkv_bias=model_type == "qwen2" or attention_bias,
             has_o_bias=attention_bias,
-            has_mlp_bias=_flag(fields, "mlp_bias"),
-            is_tied=_flag(fields, "tie_word_embeddings"),
-            eos_token_ids=_token_ids(fields),
+            has_mlp_bias=flag(fields, "mlp_bias"),
+            is_tied=flag(fields, "tie_word_embeddings"),
+            eos_token_ids=token_ids(fields, "eos_token_id"),
         )
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        fields = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise NotFound(f"{path} does not exist") from None
-    except (ValueError, OSError) as error:
-        raise BadRequest(f"{path} cannot be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise BadRequest(f"{path} does not hold a JSON object")
-    return fields
 
 
 def _refuse_unsupported(fields: Mapping[str, object]) -> None:
@@ -269,92 +277,13 @@ def _refuse_unsupported(fields: Mapping[str, object]) -> None:
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
         raise NotBuilt(f"hidden_act {fields['hidden_act']!r} is not supported, only silu")
     if fields.get("attention_dropout"):
+        raise NotBuilt(f"attention_dropout {fields['attention_dropout']} is not supported, only 0")
+    if fields.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         raise NotBuilt(
-            f"attention_dropout {fields['attention_dropout']} is not supported, only 0"
+            f"partial_rotary_factor {fields['partial_rotary_factor']} is not supported, only 1"
         )
-    # Qwen states a window and leaves it unused; Mistral uses one wherever it states none.
-    stated = "sliding_window" in fields or fields["model_type"] != "mistral"
-    window = fields.get("sliding_window") if stated else 4096
-    if fields["model_type"] in ("qwen2", "qwen3") and not fields.get("use_sliding_window"):
-        window = None
-    if window is not None or fields.get("use_sliding_window"):
-        raise NotBuilt(f"sliding_window {window} is not supported, only full attention")
-    layer_types = fields.get("layer_types") or []
-    if not isinstance(layer_types, list):
-        raise BadRequest("layer_types is not a list")
-    for layer_type in layer_types:
-        if layer_type != "full_attention":
-            raise NotBuilt(f"layer_types has {layer_type!r}, only full_attention is supported")
-    checked = {"hidden_act", "attention_dropout", "sliding_window", "use_sliding_window"}
-    known = _USED_KEYS | _IDLE_KEYS | checked | {"layer_types"}
+    if fields.get("mlp_bias") and fields["model_type"] != "llama":
+        raise BadRequest(f"mlp_bias is true, which a {fields['model_type']} does not have")
     for key, value in fields.items():
-        if key not in known and value not in (None, False, {}, []):
+        if key not in _USED_KEYS | _IDLE_KEYS and value not in (None, False, {}, []):
             raise NotBuilt(f"config.json has {key} = {value!r}, which is not supported")
-
-
-def _rope(fields: Mapping[str, object]) -> tuple[float, RopeScaling | None]:
-    rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise BadRequest(f"rope_scaling is {rope!r}, not an object")
-    theta = _positive(rope, "rope_theta", _positive(fields, "rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    expected = {"rope_theta", "rope_type", "type"}
-    scaling = None
-    if kind == "llama3":
-        expected |= {
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        }
-        default = _count(fields, "max_position_embeddings")
-        scaling = RopeScaling(
-            factor=_positive(rope, "factor"),
-            low_freq_factor=_positive(rope, "low_freq_factor"),
-            high_freq_factor=_positive(rope, "high_freq_factor"),
-            original_max_context=_count(rope, "original_max_position_embeddings", default),
-        )
-    elif kind != "default":
-        raise NotBuilt(f"rope_type {kind!r} is not supported, only default and llama3")
-    for key in rope.keys() - expected:
-        if not (key == "partial_rotary_factor" and rope[key] == 1.0):
-            raise NotBuilt(f"{key} in the rope parameters of type {kind!r} is not supported")
-    return theta, scaling
-
-
-def _count(fields: Mapping[str, object], key: str, default: int | None = None) -> int:
-    """Read a positive whole number; null counts as absent."""
-    value = fields.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise BadRequest(f"config.json lacks {key}")
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise BadRequest(f"{key} is {value!r}, not a positive whole number")
-    return value
-
-
-def _positive(fields: Mapping[str, object], key: str, default: float | None = None) -> float:
-    value = fields.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise BadRequest(f"config.json lacks {key}")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
-        raise BadRequest(f"{key} is {value!r}, not a positive number")
-    return float(value)
-
-
-def _flag(fields: Mapping[str, object], key: str) -> bool:
-    value = fields.get(key, False)
-    if not isinstance(value, bool):
-        raise BadRequest(f"{key} is {value!r}, not true or false")
-    return value
-
-
-def _token_ids(fields: Mapping[str, object]) -> tuple[int, ...]:
-    value = fields.get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-        raise BadRequest(f"eos_token_id is {value!r}, not a token id or a list of them")
-    return tuple(ids)

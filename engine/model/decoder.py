@@ -4,6 +4,7 @@ What attention looks at and which adapters the linears carry are handed in.
 T tokens, D model width, H query heads, G key and value heads, K head width, F feed-forward width.
 """
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,8 @@ from .config import MODULES, ModelConfig, linear_name
 from .layers import rms_norm, swiglu
 from .linear import BaseLinear, DenseLinear, Linears
 from .rope import Rope, rotate
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Decoder:
     ) -> "Decoder":
         """Read a Hugging Face directory; see `ModelConfig.from_directory` and `read_weights`."""
         config = ModelConfig.from_directory(path)
+        if config.context_note:
+            log.warning("%s: %s", path, config.context_note)
         return cls(config, read_weights(path, config, device=device, dtype=dtype), row_tile)
 
     def forward(

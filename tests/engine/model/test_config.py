@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_models import LLAMA3_ROPE, save_random_model
+from random_models import save_random_model
 
 from weft.client.errors import BadRequest, NotFound
-from weft.engine.model.config import MODULES, ModelConfig, RopeScaling, decoder_site
+from weft.engine.model.config import MODULES, ModelConfig, decoder_site
+from weft.engine.model.errors import NotBuilt
 
 FIELDS: dict[str, Any] = {
     "model_type": "qwen3",
@@ -47,19 +48,6 @@ def test_the_parameter_count_is_that_of_transformers(
     assert config.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_llama3_scaling_is_read_in_both_spellings() -> None:
-    expected = RopeScaling(
-        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_context=64
-    )
-    old = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
-
-    new = ModelConfig.from_fields(FIELDS | {"rope_parameters": LLAMA3_ROPE})
-    older = ModelConfig.from_fields(FIELDS | {"rope_scaling": old, "rope_theta": 5e5})
-
-    assert (new.rope_scaling, new.rope_theta) == (expected, 10000.0)
-    assert (older.rope_scaling, older.rope_theta) == (expected, 5e5)
-
-
 def test_end_tokens_of_the_generation_config_count(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(FIELDS | {"eos_token_id": 1}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
@@ -74,18 +62,20 @@ def test_end_tokens_of_the_generation_config_count(tmp_path: Path) -> None:
         ({"model_type": None}, "model_type"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"attention_dropout": 0.1}, "attention_dropout"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
-        ({"rope_scaling": "llama3"}, "rope_scaling"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"rope_scaling": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "high_freq_factor"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "factor"),
-        ({"use_sliding_window": True, "sliding_window": 64}, "sliding_window"),
-        ({"model_type": "mistral"}, "sliding_window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_experts": 8}, "num_experts"),
         ({"logit_scale": 0.5}, "logit_scale"),
+    ],
+)
+def test_another_computation_is_not_built_and_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(NotBuilt, match=named):
+        ModelConfig.from_fields(FIELDS | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
         ({"vocab_size": None}, "vocab_size"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers"),
@@ -95,13 +85,25 @@ def test_end_tokens_of_the_generation_config_count(tmp_path: Path) -> None:
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
         ({"eos_token_id": "end"}, "eos_token_id"),
+        ({"model_type": "qwen2", "attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
     ],
 )
-def test_what_would_change_the_computation_is_refused_by_name(
+def test_a_wrong_field_is_refused_by_name_and_not_as_unbuilt(
     fields: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(BadRequest, match=named):
+    with pytest.raises(BadRequest, match=named) as refusal:
         ModelConfig.from_fields(FIELDS | fields)
+
+    assert not isinstance(refusal.value, NotBuilt)
+
+
+def test_key_heads_left_out_are_as_many_as_heads_in_a_llama_and_missing_elsewhere() -> None:
+    fields = {key: value for key, value in FIELDS.items() if key != "num_key_value_heads"}
+
+    assert ModelConfig.from_fields(fields | {"model_type": "llama"}).num_kv_heads == 4
+    with pytest.raises(BadRequest, match="num_key_value_heads"):
+        ModelConfig.from_fields(fields)
 
 
 def test_keys_that_ask_for_nothing_are_accepted() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from random_models import LLAMA3_ROPE, save_random_model
+from rope_examples import LINEAR, ROPES, YARN
 from torch import Tensor
 
 from weft.client.errors import NotFound
@@ -60,6 +61,56 @@ def test_logits_equal_transformers(tmp_path: Path, kind: str, fields: dict[str, 
         expected = torch.cat([model(tokens[None]).logits[0] for tokens in sequences])
 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        *(
+            pytest.param("llama", {"rope_parameters": rope}, id=name)
+            for name, rope in ROPES.items()
+        ),
+        pytest.param("qwen3", {"rope_parameters": YARN, "max_context": 64}, id="qwen3 yarn"),
+        pytest.param("qwen2", {"rope_parameters": YARN, "max_context": 64}, id="qwen2 yarn"),
+        pytest.param("mistral", {"rope_parameters": LINEAR}, id="mistral linear"),
+        pytest.param("llama", {"width": 36, "num_heads": 6, "num_kv_heads": 1}, id="6 to 1"),
+        pytest.param("llama", {"num_kv_heads": 2, "head_dim": 22}, id="2 to 1, odd half"),
+        pytest.param("qwen3", {"num_kv_heads": 4, "head_dim": 2}, id="1 to 1, one pair"),
+    ],
+)
+def test_every_scaling_and_head_shape_equals_transformers_beyond_the_original_context(
+    tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    model = save_random_model(tmp_path, kind, **fields)
+    (tokens,) = random_tokens([250])
+
+    with torch.no_grad():
+        found = logits(Decoder.load(tmp_path), [tokens])
+        expected = model(tokens[None]).logits[0]
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        pytest.param("mistral", {}, id="mistral"),
+        pytest.param("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, id="qwen2"),
+        pytest.param("qwen3", {"use_sliding_window": True, "max_window_layers": 0}, id="qwen3"),
+    ],
+)
+def test_a_sequence_as_long_as_the_window_equals_transformers(
+    tmp_path: Path, kind: str, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = save_random_model(tmp_path, kind, sliding_window=40, **fields)
+    decoder, (tokens,) = Decoder.load(tmp_path), random_tokens([40])
+
+    with torch.no_grad():
+        found, expected = logits(decoder, [tokens]), model(tokens[None]).logits[0]
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert decoder.config.max_context == 40
+    assert "40 of 256 tokens of context" in caplog.text
 
 
 def test_packed_equals_one_by_one(tmp_path: Path) -> None:

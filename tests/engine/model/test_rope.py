@@ -4,21 +4,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_models import LLAMA3_ROPE, save_random_model
+from random_models import save_random_model
+from rope_examples import ROPES
 
 from weft.engine.model.config import ModelConfig
-from weft.engine.model.rope import Rope, inverse_frequencies, rotate
+from weft.engine.model.rope import Rope, inverse_frequencies, rope_bytes, rotate
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    "rope",
-    [
-        pytest.param({"rope_type": "default", "rope_theta": 1e6}, id="default"),
-        pytest.param(LLAMA3_ROPE, id="llama3"),
-    ],
-)
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES.keys())
+def test_tables_are_those_of_transformers(tmp_path: Path, rope: dict[str, object]) -> None:
+    model = save_random_model(tmp_path, "llama", head_dim=64, rope_parameters=rope)
+    positions = torch.tensor([0, 1, 63, 64, 200, 255])
+
+    cosines, sines = Rope(ModelConfig.from_directory(tmp_path), CPU, torch.float32).at(positions)
+
+    expected = model.model.rotary_emb(torch.zeros(1), positions[None])
+    # Float32 powers and the blend are rounded in another order: 255 radians of 24 bits.
+    for found, wanted in zip((cosines, sines), expected, strict=True):
+        torch.testing.assert_close(found[:, 0], wanted[0, :, :32], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES.keys())
 def test_frequencies_are_those_of_transformers(tmp_path: Path, rope: dict[str, object]) -> None:
     model = save_random_model(tmp_path, "llama", head_dim=64, rope_parameters=rope)
 
@@ -28,18 +36,28 @@ def test_frequencies_are_those_of_transformers(tmp_path: Path, rope: dict[str, o
     torch.testing.assert_close(frequencies, model.model.rotary_emb.inv_freq, rtol=1e-6, atol=0)
 
 
+def test_the_tables_take_as_many_bytes_as_planned() -> None:
+    rope = small_rope(torch.bfloat16)
+
+    held = sum(part.nbytes for part in rope.at(torch.arange(32)))
+
+    assert held == rope_bytes(SMALL, torch.bfloat16)
+
+
+SMALL = ModelConfig(
+    vocab_size=9,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    ffn_width=16,
+    max_context=32,
+)
+
+
 def small_rope(dtype: torch.dtype = torch.float32) -> Rope:
-    config = ModelConfig(
-        vocab_size=9,
-        width=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        ffn_width=16,
-        max_context=32,
-    )
-    return Rope(config, CPU, dtype)
+    return Rope(SMALL, CPU, dtype)
 
 
 def test_pairs_half_a_head_apart_turn_by_position_times_frequency() -> None:
