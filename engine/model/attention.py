@@ -13,17 +13,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .attention_form import AttentionForm, attend_formed
 from .causal import attend_causal
 
 
 class Attention(Protocol):
     """Which tokens see which keys; the same for training, prefill and decode."""
 
-    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        q_THK: Tensor,
+        k_TGK: Tensor,
+        v_TGK: Tensor,
+        form: AttentionForm | None = None,
+    ) -> Tensor:
         """Return softmax(scale q k^T) v, [T, H, K], for the new tokens of this forward pass.
 
-        Keys already carry their positions; scale is K ** -0.5; query head h reads key head
-        h // (H // G).
+        Keys already carry their positions; query head h reads key head h // (H // G). Without a
+        form the scale is K ** -0.5 and every key up to the query's own counts.
         """
 
 
@@ -48,7 +56,14 @@ class PackedAttention:
         self._classes = _classes(bounds)
         self._layouts: dict[tuple[int, int], _Layout] = {}
 
-    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        q_THK: Tensor,
+        k_TGK: Tensor,
+        v_TGK: Tensor,
+        form: AttentionForm | None = None,
+    ) -> Tensor:
         """See `Attention.attend`; `layer` does not matter here."""
         if not self._classes:
             return torch.zeros_like(q_THK)
@@ -58,7 +73,10 @@ class PackedAttention:
         q_parts = _Gather.apply(q_THK, layout)  # type: ignore[no-untyped-call]
         k_parts = _Gather.apply(k_TGK, kv_layout)  # type: ignore[no-untyped-call]
         v_parts = _Gather.apply(v_TGK, kv_layout)  # type: ignore[no-untyped-call]
-        mixed = [attend_causal(*part) for part in zip(q_parts, k_parts, v_parts, strict=True)]
+        mixed = [
+            _attend_class(q_CMK, k_CLK, v_CLK, form)
+            for q_CMK, k_CLK, v_CLK in zip(q_parts, k_parts, v_parts, strict=True)
+        ]
         out: Tensor = _Scatter.apply(layout, q_THK, *mixed)  # type: ignore[no-untyped-call]
         return out
 
@@ -67,6 +85,18 @@ class PackedAttention:
         if key not in self._layouts:
             self._layouts[key] = _layout(self._bounds, self._classes, *key, self._device)
         return self._layouts[key]
+
+
+def _attend_class(
+    q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor, form: AttentionForm | None
+) -> Tensor:
+    if form is None:
+        return attend_causal(q_CMK, k_CLK, v_CLK)
+    length = k_CLK.shape[1]
+    if form.is_plain(length):
+        return attend_causal(form.scaled(q_CMK), k_CLK, v_CLK)
+    last_1L = torch.arange(length, device=k_CLK.device)[None]
+    return attend_formed(q_CMK, k_CLK, v_CLK, last_1L, form)
 
 
 def length_class(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..model.attention_form import AttentionForm, attend_formed
 from ..model.base import ModelFacts
 from .pages import Copy, pages_for
 
@@ -91,6 +92,7 @@ class _Bucket:
     query_rows: Tensor  # [N * Q] rows of the step; the sequence's last row where it has fewer
     page_rows: Tensor  # [2 * N * G * P] rows of one layer's storage seen as [.., S * K]
     mask: Tensor | None  # [N, 1, Q, P * S] bool; None: causal from the first token on
+    last: np.ndarray  # [N, Q] the last key each query sees
     kept: Tensor | None  # indices into query_rows that are results; None: all of them
 
 
@@ -134,8 +136,15 @@ class PagedAttention:
         self._num_rows, self._padding = num_rows, padding
         self._buckets = self._cut(tables, cached, fresh, ends - fresh)
 
-    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
-        """Store the new keys and values, then return softmax(q k^T / sqrt(K)) v, [T, H, K]."""
+    def attend(
+        self,
+        layer: int,
+        q_THK: Tensor,
+        k_TGK: Tensor,
+        v_TGK: Tensor,
+        form: AttentionForm | None = None,
+    ) -> Tensor:
+        """Store the new keys and values, then return what `Attention.attend` says, [T, H, K]."""
         storage = self._cache.storage[layer]
         K = storage.shape[-1]
         storage[0].view(-1, K).index_copy_(0, self._slots, k_TGK.reshape(-1, K))
@@ -143,32 +152,29 @@ class PagedAttention:
         out_THK = torch.empty_like(q_THK, memory_format=torch.contiguous_format)
         out_THK[self._num_rows :] = 0.0
         for bucket in self._buckets:
-            self._attend_bucket(bucket, storage, q_THK, out_THK)
+            self._attend_bucket(bucket, storage, q_THK, out_THK, form)
         return out_THK
 
     def _attend_bucket(
-        self, bucket: _Bucket, storage: Tensor, q_THK: Tensor, out_THK: Tensor
+        self,
+        bucket: _Bucket,
+        storage: Tensor,
+        q_THK: Tensor,
+        out_THK: Tensor,
+        form: AttentionForm | None,
     ) -> None:
-        H, K = q_THK.shape[1:]
-        G, S = storage.shape[2:4]
+        (H, K), (G, S) = q_THK.shape[1:], storage.shape[2:4]
         N, Q = bucket.num_sequences, bucket.num_queries
         pages = self._cache.workspace(len(bucket.page_rows), S * K)
         torch.index_select(storage.view(-1, S * K), 0, bucket.page_rows, out=pages)
         k_NGLK, v_NGLK = pages.view(2, N, G, -1, K)
         q_NQHK = q_THK.index_select(0, bucket.query_rows).view(N, Q, H, K)
-        if Q == 1:  # the heads that share keys are queries of one head: no key is repeated
-            q = q_NQHK.view(N, G, H // G, K)
-            out = F.scaled_dot_product_attention(q, k_NGLK, v_NGLK, attn_mask=bucket.mask)
+        if form is None:
+            out = _plain(q_NQHK, k_NGLK, v_NGLK, bucket.mask)
+        elif form.is_plain(k_NGLK.shape[2]):
+            out = _plain(form.scaled(q_NQHK), k_NGLK, v_NGLK, bucket.mask)
         else:
-            q = q_NQHK.transpose(1, 2)
-            out = F.scaled_dot_product_attention(
-                q,
-                k_NGLK,
-                v_NGLK,
-                attn_mask=bucket.mask,
-                is_causal=bucket.mask is None,
-                enable_gqa=H != G,
-            ).transpose(1, 2)
+            out = _formed(q_NQHK, k_NGLK, v_NGLK, bucket.last, form)
         rows, out = bucket.query_rows, out.reshape(N * Q, H, K)
         if bucket.kept is not None:
             rows, out = rows.index_select(0, bucket.kept), out.index_select(0, bucket.kept)
@@ -215,9 +221,9 @@ class PagedAttention:
         query = np.arange(num_queries)
         query_rows = starts[members][:, None] + np.minimum(query, fresh[:, None] - 1)
         mask = None
+        last = cached[:, None] + np.minimum(query, fresh[:, None] - 1)
         if not is_causal:
-            limits = cached[:, None] + np.minimum(query, fresh[:, None] - 1)
-            visible = np.arange(num_pages * size) <= limits[:, :, None]
+            visible = np.arange(num_pages * size) <= last[:, :, None]
             mask = torch.from_numpy(visible[:, None]).to(device)
         is_result = query < fresh[:, None]
         kept = None if is_result.all() else torch.from_numpy(np.flatnonzero(is_result)).to(device)
@@ -227,5 +233,34 @@ class PagedAttention:
             torch.from_numpy(query_rows.reshape(-1)).to(device),
             torch.from_numpy(np.concatenate([rows.reshape(-1), values.reshape(-1)])).to(device),
             mask,
+            last,
             kept,
         )
+
+
+def _plain(q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, mask: Tensor | None) -> Tensor:
+    """Plain causal attention of a bucket, [N, Q, H, K] or that much in another shape."""
+    (N, Q, H, K), G = q_NQHK.shape, k_NGLK.shape[1]
+    if Q == 1:  # the heads that share keys are queries of one head: no key is repeated
+        q = q_NQHK.view(N, G, H // G, K)
+        return F.scaled_dot_product_attention(q, k_NGLK, v_NGLK, attn_mask=mask)
+    return F.scaled_dot_product_attention(
+        q_NQHK.transpose(1, 2),
+        k_NGLK,
+        v_NGLK,
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=H != G,
+    ).transpose(1, 2)
+
+
+def _formed(
+    q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, last_NQ: np.ndarray, form: AttentionForm
+) -> Tensor:
+    """Attention of a bucket in a form of its own, [N, Q, H, K]."""
+    (N, Q, H, K), (G, L) = q_NQHK.shape, k_NGLK.shape[1:3]
+    q_CMK = q_NQHK.view(N, Q, G, H // G, K).transpose(1, 2).reshape(N * G, Q * (H // G), K)
+    k_CLK, v_CLK = k_NGLK.reshape(N * G, L, K), v_NGLK.reshape(N * G, L, K)
+    last_CQ = torch.from_numpy(np.repeat(last_NQ, G, axis=0)).to(k_CLK.device)
+    out_CMK = attend_formed(q_CMK, k_CLK, v_CLK, last_CQ, form)
+    return out_CMK.view(N, G, Q, H // G, K).transpose(1, 2).reshape(N, Q, H, K)

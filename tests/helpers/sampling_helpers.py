@@ -27,6 +27,20 @@ ALPHA = 32.0
 V = 97  # vocabulary of the tests' models
 
 
+@dataclass(frozen=True)
+class Facts:
+    """Numbers of a model that there is none of."""
+
+    model_type: str = ""
+    vocab_size: int = V
+    width: int = 32
+    num_layers: int = 2
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    max_context: int = 256
+    eos_token_ids: tuple[int, ...] = ()
+
+
 @dataclass
 class Bench:
     """One model twice, here and in transformers, and a store of adapters."""
