@@ -1,6 +1,6 @@
 """Weft client: what a training loop on a laptop needs, and the wire protocol."""
 
-from . import errors, types
+from . import errors, schedules, types
 from .errors import (
     APIConnectionError,
     APIError,
@@ -23,6 +23,7 @@ from .errors import (
     WeftError,
 )
 from .futures import APIFuture
+from .learning_rates import lora_learning_rate
 from .renderers import Renderer
 from .rest import RestClient
 from .sampling import SamplingClient
@@ -110,5 +111,7 @@ __all__ = [
     "TrainingRunsResponse",
     "WeftError",
     "errors",
+    "lora_learning_rate",
+    "schedules",
     "types",
 ]

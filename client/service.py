@@ -18,6 +18,7 @@ from .paths import parse_path
 from .rest import RestClient
 from .sampling import SamplingClient, open_sampler
 from .session import Session, check_metadata, read_cards, refuse_unserved
+from .tokenizers import load_tokenizer
 from .training import TrainingClient
 from .types import (
     GetInfoResponse,
@@ -77,6 +78,10 @@ class ServiceClient:
                     vocab_size=card.vocab_size,
                     max_rank=card.max_rank,
                     tokenizer=card.tokenizer,
+                    model_type=card.model_type,
+                    width=card.width,
+                    runs_on=card.runs_on,
+                    targets=card.targets,
                 )
                 for card in cards
             ]
@@ -175,6 +180,10 @@ class ServiceClient:
         """A client that lists runs and checkpoints."""
         return RestClient(self._session)
 
+    def get_tokenizer(self, base_model: str) -> Any:
+        """The tokenizer of a model by name or alias, as `transformers` loads it."""
+        return load_tokenizer(self._session.find_card(base_model))
+
     def close(self) -> None:
         """End the session and every client of it; unanswered calls fail."""
         self.connection.close()
@@ -261,7 +270,12 @@ class ServiceClient:
         card = self._session.find_card(result["base_model"])
         info = GetInfoResponse(
             model_id=run_id,
-            model_data=ModelData(model_name=card.name, tokenizer_id=card.tokenizer or None),
+            model_data=ModelData(
+                model_name=card.name,
+                tokenizer_id=card.tokenizer or None,
+                model_type=card.model_type,
+                width=card.width,
+            ),
             lora_rank=result["rank"],
             lora_alpha=result["alpha"],
             model_name=card.name,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 StopReason = Literal["length", "stop"]
-LossFnType = Literal["cross_entropy", "importance_sampling", "ppo"]
+LossFnType = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
 ModelID = str
 
 # Loss inputs that may be given as plain lists, and what they hold.
@@ -26,6 +26,9 @@ _LIST_DTYPES = {
     "weights": "float32",
     "advantages": "float32",
     "logprobs": "float32",
+    "sequence_ratio_mask": "float32",
+    "clip_low_threshold": "float32",
+    "clip_high_threshold": "float32",
 }
 
 
@@ -346,6 +349,8 @@ class ModelData:
     arch: str | None = None
     model_name: str | None = None
     tokenizer_id: str | None = None  # a directory or hub name
+    model_type: str = ""  # of config.json, such as "qwen3"
+    width: int = 0  # of the hidden states; 0 when it is not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,6 +373,10 @@ class SupportedModel:
     vocab_size: int = 0
     max_rank: int = 0
     tokenizer: str = ""  # a directory or hub name, "" when there is none
+    model_type: str = ""  # of config.json, such as "qwen3"
+    width: int = 0  # of the hidden states; 0 when it is not known
+    runs_on: str = "native"  # Weft's modelling code, or "packed" or "sequential" in transformers'
+    targets: list[str] = field(default_factory=list[str])  # what can be adapted: attn, mlp, unembed
 
 
 @dataclass(frozen=True, kw_only=True)

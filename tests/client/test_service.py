@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from fake_broker import FakeBroker, failure, query, reply
 
-from weft.client import BadRequest, Busy, NotFound, SamplingClient, ServiceClient, TrainingClient
+from weft.client import (
+    BadRequest,
+    Busy,
+    NotFound,
+    SamplingClient,
+    ServiceClient,
+    TrainingClient,
+    lora_learning_rate,
+)
 from weft.client.environment import DEFAULT_ADDRESS
 
 RUN = "0" * 32 + ":train:0"
@@ -17,6 +25,21 @@ STATE = f"weft://{RUN}/weights/a"
 def test_capabilities_name_the_models(service: ServiceClient) -> None:
     (model,) = service.get_server_capabilities().supported_models
     assert (model.model_name, model.max_context_length, model.aliases) == ("tiny", 64, ["org/tiny"])
+
+
+def test_capabilities_and_a_run_tell_the_type_and_width_of_the_model(
+    service: ServiceClient,
+) -> None:
+    (model,) = service.get_server_capabilities().supported_models
+    data = service.create_lora_training_client("tiny").get_info().model_data
+    assert (data.model_type, data.width) == (model.model_type, model.width) == ("qwen3", 2000)
+    assert (model.runs_on, model.targets) == ("native", ["attn", "mlp", "unembed"])
+    assert lora_learning_rate(data) == lora_learning_rate(model) == 5e-4
+
+
+def test_a_tokenizer_is_that_of_the_model_or_said_to_be_missing(service: ServiceClient) -> None:
+    with pytest.raises(NotFound, match="no tokenizer for tiny"):
+        service.get_tokenizer("org/tiny")
 
 
 def test_a_run_is_created_as_asked(broker: FakeBroker, service: ServiceClient) -> None:

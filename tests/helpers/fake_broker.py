@@ -4,6 +4,7 @@ It welcomes, remembers what it has seen, and answers every request by a function
 a test may replace. Log-probabilities are -token / 100 of the targets, so that tests can check them.
 """
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +33,15 @@ from weft.client.messages import (
     Welcome,
 )
 
-CARD = ModelCard(name="tiny", aliases=["org/tiny"], vocab_size=100, max_context=64, max_rank=256)
+CARD = ModelCard(
+    name="tiny",
+    aliases=["org/tiny"],
+    vocab_size=100,
+    max_context=64,
+    max_rank=256,
+    width=2000,
+    model_type="qwen3",
+)
 DEADLINE_S = 20.0
 
 Arrays = dict[str, np.ndarray]
@@ -226,17 +235,7 @@ def sample(header: Sample, arrays: Arrays) -> list[Message]:
 def query(header: Query, arrays: Arrays) -> list[Message]:
     match header.what:
         case "capabilities":
-            models = [
-                {
-                    "name": CARD.name,
-                    "aliases": CARD.aliases,
-                    "vocab_size": CARD.vocab_size,
-                    "max_context": CARD.max_context,
-                    "max_rank": CARD.max_rank,
-                    "tokenizer": "",
-                }
-            ]
-            return [reply(header, {"models": models})]
+            return [reply(header, {"models": [dataclasses.asdict(CARD)]})]
         case "sampler":
             return [reply(header, {"sampler_id": header.subject, "base_model": "tiny"})]
         case _:
