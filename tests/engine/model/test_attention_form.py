@@ -50,15 +50,18 @@ def expected(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, form: AttentionForm) -
 
 @pytest.mark.parametrize("form", FORMS)
 def test_packed_output_and_gradients_follow_the_formula(form: AttentionForm) -> None:
-    lengths = LENGTHS
-    q, k, v, dout = random_rows(sum(lengths))
-    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-    out = PackedAttention(np.cumsum([0, *lengths])).attend(0, *inputs, form)
-    found = (out, *torch.autograd.grad(out, inputs, dout))
+    q, k, v, dout = random_rows(sum(LENGTHS))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    out = PackedAttention(np.cumsum([0, *LENGTHS])).attend(0, q, k, v, form)
+    found = (out, *torch.autograd.grad(out, (q, k, v), dout))
 
-    exact = [x.double().requires_grad_() for x in (q, k, v)]
-    parts = [x.split(lengths) for x in exact]
-    wanted = torch.cat([expected(*each, form) for each in zip(*parts, strict=True)])
+    parts, start = [], 0
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    for length in LENGTHS:
+        q_THK, k_TGK, v_TGK = (x[start : start + length] for x in exact)
+        parts.append(expected(q_THK, k_TGK, v_TGK, form))
+        start += length
+    wanted = torch.cat(parts)
     truth = (wanted, *torch.autograd.grad(wanted, exact, dout.double()))
 
     for mine, plain in zip(found, truth, strict=True):
