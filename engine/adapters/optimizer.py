@@ -9,7 +9,8 @@ import torch
 
 from ...client.errors import BadRequest, Busy, Conflict, WeftError
 from ...kernels.adam import AdamSettings, AdamTensors, adamw_
-from .store import MASTER, MOMENT1, MOMENT2, AdapterStore, Run, WeightsVersion
+from .states import MASTER, MOMENT1, MOMENT2
+from .store import AdapterStore, Run, WeightsVersion
 
 
 class AdamParams(Protocol):
@@ -114,10 +115,10 @@ def _apply(store: AdapterStore, ready: dict[int, _Due], clips: dict[int, float])
     adamw_(
         [
             AdamTensors(
-                weight=store.flat(one.run, MASTER),
-                gradient=store.flat(one.run, one.run.gradient_plane),
-                moment1=store.flat(one.run, MOMENT1),
-                moment2=store.flat(one.run, MOMENT2),
+                weight=store.writable(one.run, MASTER),
+                gradient=store.writable(one.run, one.run.gradient_plane),
+                moment1=store.writable(one.run, MOMENT1),
+                moment2=store.writable(one.run, MOMENT2),
                 step=one.run.step + 1,
                 gradient_scale=clips.get(index, 1.0),
             )

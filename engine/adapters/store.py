@@ -1,15 +1,15 @@
 """The adapters of all tenants on one device: training state, gradients, weights versions.
 
-Two arenas. The state arena holds five fp32 planes with equal offsets: master, two planes that are
-gradient and stage in turn, and the two moments. The weights arena holds compute weights as
-immutable counted versions. Blocks are laid out by `kernels.layout`: A rows [r, D] as in `lora_a`,
+Two arenas. The state arena (`states.py`) holds five fp32 planes with equal offsets: master, two
+planes that are gradient and stage in turn, and the two moments. The weights arena holds compute
+weights as immutable counted versions. Blocks are laid out by `kernels.layout`: A rows [r, D] as in `lora_a`,
 then Bt rows [r, O], the transpose of `lora_b` [O, r]; this file is where the two are converted.
 The first granule of the weights arena is zero and stands for rows that an adapter does not have.
 Touched only by the compute thread.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -21,10 +21,8 @@ from ...client.limits import limit
 from ...kernels.plan import rank_bucket
 from ..model.config import Site
 from .arena import Blocks
+from .states import GRADIENT, MASTER, MOMENT1, MOMENT2, NUM_PLANES, STAGE, StateArena, StateBlock
 from .targets import NOTHING, PORTIONS, Targets, layout_of, targets_of
-
-MASTER, GRADIENT, STAGE, MOMENT1, MOMENT2 = range(5)  # gradient and stage swap, see Run
-NUM_PLANES = 5
 
 
 @dataclass(eq=False, slots=True)
@@ -46,8 +44,7 @@ class Run:
     rank: int
     alpha: float
     targets: Targets
-    start: int  # granule in the state arena
-    size: int  # granules
+    block: StateBlock  # of its state; shared with its forks until one of them writes
     version: WeightsVersion  # the weights that its next forward uses
     step: int = 0  # optimizer steps taken
     has_gradient: bool = False
@@ -89,10 +86,9 @@ class AdapterStore:
         granule = self.layout.granule
         num_state = state_bytes // (NUM_PLANES * granule * 4)
         num_weights = max(1, weights_bytes // (granule * dtype.itemsize))
-        self.state = torch.empty(NUM_PLANES, num_state * granule, device=device)
+        self.states = StateArena(num_state, granule, self.device)
         self.weights = torch.empty(num_weights, granule, dtype=dtype, device=device)
         self.weights[0] = 0
-        self._state_blocks = Blocks(num_state)
         self._weights_blocks = Blocks(num_weights, reserved=1)
         self._ids = count(1)
 
@@ -116,24 +112,38 @@ class AdapterStore:
         """
         targets = targets_of(train_attn, train_mlp, train_unembed)
         size = self._check(rank, alpha, targets)
-        start = self._state_blocks.take(size)
-        if start is None:
+        block = self.states.take(size)
+        if block is None:
             raise Busy(f"no room for the training state of an adapter of rank {rank}")
         try:
             version = self._new_version(rank, alpha / rank, targets)
         except Busy:
-            self._state_blocks.give(start)
+            self.states.leave(block)
             raise
-        run = Run(rank, float(alpha), targets, start, size, version)
+        run = Run(rank, float(alpha), targets, block, version)
         for plane in (MASTER, MOMENT1, MOMENT2):
-            self.flat(run, plane).zero_()
+            self.writable(run, plane).zero_()
         self._initialise(run, seed)
         self.version_flat(version).copy_(self.flat(run, MASTER))
         return run
 
+    def fork(self, run: Run) -> Run:
+        """Make a run with the state of another: weights, moments, step count and gradient.
+
+        Nothing is copied: both hold the same version, and the same state until one of them writes.
+        Room for the copy is taken now.
+
+        Raises:
+            Busy: the state arena is full.
+        """
+        assert not run.is_staging, "stage is open"
+        if not self.states.share(run.block):
+            raise Busy(f"no room for the training state of a fork of rank {run.rank}")
+        return replace(run, version=self.retain(run.version))
+
     def drop(self, run: Run) -> None:
         """Free a run's state; its version lives on while others hold it."""
-        self._state_blocks.give(run.start)
+        self.states.leave(run.block)
         self.release(run.version)
 
     def retain(self, version: WeightsVersion) -> WeightsVersion:
@@ -185,7 +195,7 @@ class AdapterStore:
         held = [run for run in runs if run.has_gradient]
         if held:
             torch._foreach_copy_(
-                [self.flat(run, run.stage_plane) for run in held],
+                [self.writable(run, run.stage_plane) for run in held],
                 [self.flat(run, run.gradient_plane) for run in held],
             )
 
@@ -208,7 +218,7 @@ class AdapterStore:
             assert run.is_staging, "stage is not open"
             wave = seen[id(run)] = seen.get(id(run), -1) + 1
             is_fresh = not run.stage_written & portion
-            stage = self.flat(run, run.stage_plane, portion)
+            stage = self.writable(run, run.stage_plane, portion)
             pieces = torch.split(stage, [piece.numel() for piece in gradient])
             waves.setdefault((wave, is_fresh), []).extend(zip(pieces, gradient, strict=True))
             run.stage_written |= run.targets & portion
@@ -232,7 +242,7 @@ class AdapterStore:
     def commit(self, *runs: Run) -> None:
         """The stage becomes the gradient."""
         unwritten = [
-            self.flat(run, run.stage_plane, portion)
+            self.writable(run, run.stage_plane, portion)
             for run in runs
             for portion in PORTIONS
             if run.targets & portion & ~run.stage_written
@@ -312,7 +322,7 @@ class AdapterStore:
         self._check_tensors(tensors, run.rank, run.targets, prefixes)
         version = self.prepare_version(run)
         for prefix, plane in _STATE_PLANES.items():
-            flat = self.flat(run, plane).zero_()
+            flat = self.writable(run, plane).zero_()
             if prefix in prefixes:
                 _fill(self._matrices(flat, run.rank, run.targets), prefix, tensors)
         self.version_flat(version).copy_(self.flat(run, MASTER))
@@ -330,13 +340,28 @@ class AdapterStore:
         return elements * (self.dtype.itemsize + 4)
 
     def flat(self, run: Run, plane: int, portion: Targets | None = None) -> Tensor:
-        """A run's part of a plane of the state arena, [elements]; of some families or all."""
-        granule = self.layout.granule
-        start, size = 0, run.size
+        """A run's part of a plane, to be read, [elements]; of some families or all."""
+        first, size = 0, run.block.size
         if portion is not None:
-            start, size = self.layout.portion_range(run.rank, run.targets, portion)
-        start += run.start
-        return self.state[plane, start * granule : (start + size) * granule]
+            first, size = self.layout.portion_range(run.rank, run.targets, portion)
+        return self.states.flat(run.block, plane, first, size)
+
+    def writable(self, run: Run, plane: int, portion: Targets | None = None) -> Tensor:
+        """As `flat`, to be written: a state that other runs share is copied first.
+
+        Every write to a state comes through here. An earlier `flat` shows what the others share.
+        """
+        kept = [MASTER, MOMENT1, MOMENT2] + [run.gradient_plane] * run.has_gradient
+        run.block = self.states.own(run.block, kept)
+        return self.flat(run, plane, portion)
+
+    def check_integrity(self, runs: Sequence[Run]) -> None:
+        """Raise AssertionError unless these runs, all there are, hold what they should."""
+        self.states.check_integrity(run.block for run in runs)
+        self._weights_blocks.check_integrity()
+        for run in runs:
+            assert run.version.references >= sum(run.version is other.version for other in runs)
+            assert not (run.stage_written and run.block.spares), "a stage in a shared block"
 
     def version_flat(self, version: WeightsVersion) -> Tensor:
         """The compute weights of a version, [elements]."""
@@ -371,7 +396,8 @@ class AdapterStore:
 
     def _initialise(self, run: Run, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        for name, matrix in self._matrices(self.flat(run, MASTER), run.rank, run.targets).items():
+        flat = self.writable(run, MASTER)
+        for name, matrix in self._matrices(flat, run.rank, run.targets).items():
             if name.endswith(".lora_a"):
                 bound = matrix.shape[1] ** -0.5  # kaiming_uniform with a = sqrt(5), as in PEFT
                 values = torch.empty(matrix.shape).uniform_(-bound, bound, generator=generator)

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weft.engine.adapters.lora import LoraLinears
-from weft.engine.adapters.store import MASTER, AdapterStore, Run
+from weft.engine.adapters.states import MASTER
+from weft.engine.adapters.store import AdapterStore, Run
 from weft.engine.model.config import decoder_site
 from weft.engine.model.linear import DenseLinear
 from weft.kernels.reference import Adapter

@@ -7,7 +7,8 @@ import torch
 from lora_helpers import SITES, CountOps, make_run, make_store
 
 from weft.engine.adapters.optimizer import StepResult, step
-from weft.engine.adapters.store import MASTER, MOMENT1, MOMENT2, AdapterStore, Run
+from weft.engine.adapters.states import MASTER, MOMENT1, MOMENT2
+from weft.engine.adapters.store import AdapterStore, Run
 from weft.engine.adapters.targets import LAYERS
 from weft.kernels.reference import AdamState, adamw
 

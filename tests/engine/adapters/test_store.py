@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from weft.client.errors import BadRequest, Busy
-from weft.engine.adapters.store import MASTER, AdapterStore, Run
+from weft.engine.adapters.states import MASTER
+from weft.engine.adapters.store import AdapterStore, Run
 from weft.engine.adapters.targets import LAYERS, Targets
 from weft.engine.model.config import decoder_site
 
@@ -112,8 +113,8 @@ def test_a_full_arena_is_busy_and_takes_nothing(state: int, weights: int) -> Non
     store = make_store(state, weights)
     with pytest.raises(Busy):
         make_run(store)
-    store._state_blocks.check_integrity()
-    assert store._state_blocks.num_free == store._state_blocks.size
+    store.states.blocks.check_integrity()
+    assert store.states.blocks.num_free == store.states.blocks.size
 
 
 def test_dropped_runs_leave_room_for_others() -> None:
@@ -222,7 +223,7 @@ def test_a_forgotten_version_frees_its_room() -> None:
 def test_a_state_comes_back_whole() -> None:
     store = make_store()
     run, copy = make_run(store, seed=1), make_run(store, seed=2)
-    store.state[:, run.start * store.layout.granule :].normal_()
+    store.states.planes[:, run.block.start * store.layout.granule :].normal_()
     tensors, _ = store.export_state(run)
     copy.has_gradient = True
     store.import_state(copy, tensors, 17, with_optimizer=True)
@@ -237,7 +238,7 @@ def test_a_state_comes_back_whole() -> None:
 def test_weights_alone_start_a_fresh_optimizer() -> None:
     store = make_store()
     run, copy = make_run(store, seed=1), make_run(store, seed=2)
-    store.state.normal_()
+    store.states.planes.normal_()
     store.import_state(copy, store.export_state(run)[0], 17, with_optimizer=False)
     tensors, step = store.export_state(copy)
     assert step == 0
