@@ -21,8 +21,9 @@ NumpyArray = NDArray[Any]
 DTYPES: dict[str, np.dtype[Any]] = {
     "int32": np.dtype("<i4"),
     "float32": np.dtype("<f4"),
+    "uint8": np.dtype("u1"),  # the bytes of a file, always "raw"
 }
-ITEM_BYTES = 4  # of both dtypes
+ITEM_BYTES = 4  # of a column of numbers
 
 _MAX_ELEMENTS = limit("array_elements")
 _MAX_DIMS = limit("array_dims")
@@ -38,7 +39,7 @@ def pack_arrays(
     """Describe arrays and lay them out as frames, without copying what is contiguous.
 
     Args:
-        named: int32 or float32 arrays by name, "tokens" and "lengths" first if there are any.
+        named: int32, float32 or uint8 arrays by name, "tokens" and "lengths" first if there are any.
         encodings: of those that are not "raw", as `choose_encodings` finds them.
 
     Returns:
@@ -173,6 +174,8 @@ def _check(array: Array, earlier: Mapping[str, NumpyArray]) -> None:
         raise Malformed(f"array {array.name!r} is there twice")
     if array.dtype not in DTYPES:
         raise Malformed(f"array {array.name!r} has dtype {array.dtype!r}, not int32 or float32")
+    if array.dtype == "uint8" and array.encoding != "raw":
+        raise Malformed(f"array {array.name!r} is uint8 and {array.encoding}, not raw")
     if not 1 <= len(array.shape) <= _MAX_DIMS:
         raise Malformed(
             f"array {array.name!r} has {len(array.shape)} dimensions, not 1 to {_MAX_DIMS}"
@@ -216,10 +219,10 @@ def _view(
     dtype: np.dtype[Any],
 ) -> NumpyArray:
     num_bytes = len(memoryview(frame).cast("B")) if isinstance(frame, memoryview) else len(frame)
-    if num_bytes != elements * ITEM_BYTES:
+    if num_bytes != elements * dtype.itemsize:
         raise Malformed(
             f"array {array.name!r} ({array.encoding}, shape {array.shape}) needs "
-            f"{elements * ITEM_BYTES} bytes, its frame has {num_bytes}"
+            f"{elements * dtype.itemsize} bytes, its frame has {num_bytes}"
         )
     values: NumpyArray = np.frombuffer(frame, dtype)
     if not values.flags.aligned:

@@ -28,7 +28,7 @@ class Array:
     """
 
     name: str
-    dtype: str  # "int32" or "float32"
+    dtype: str  # "int32", "float32", or "uint8", which is always "raw"
     shape: list[int]  # of the decoded array
     encoding: str = "raw"
     frame: int = -1  # index among the message's raw frames, -1 for "constant"
@@ -49,6 +49,17 @@ class ModelCard:
     model_type: str = ""  # of config.json, such as "qwen3"
     runs_on: str = "native"  # the modelling code: ours, or "packed" or "sequential" transformers
     targets: list[str] = field(default_factory=lambda: ["attn", "mlp", "unembed"])  # trainable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSpan:
+    """Linear layers of one shape that can carry an adapter: a module of some layers."""
+
+    name: str  # of the module; "{}" stands for the layer's number
+    layers: list[int]  # empty: one module, outside the layers
+    family: str  # "attn", "mlp" or "unembed"
+    in_features: int
+    out_features: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +200,8 @@ class SaveState(Command):
     kind: ClassVar[str] = "save_state"
     name: str
     overwrite: bool = False
+    include_optimizer: bool = True
+    ttl_s: int = 0  # seconds until it is deleted, 0 never
     user_metadata: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -206,6 +219,8 @@ class SaveForSampler(Command):
     kind: ClassVar[str] = "save_for_sampler"
     name: str = ""  # "" keeps no file
     sampler_id: str = ""  # "<session_id>:sample:<n>", "" opens no sampler
+    ttl_s: int = 0  # of the file: seconds until it is deleted, 0 never
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])  # of the file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,8 +294,9 @@ class Query(Request):
     run           subject a run id: {"run_id", "base_model", "rank", "alpha", "train_attn",
                   "train_mlp", "train_unembed", "is_lost", "last_request_time", "user_metadata"}
     runs          {"runs": [as above]}
-    checkpoints   subject a run id or "": {"checkpoints": [{"path", "time", "size_bytes",
-                  "user_metadata"}]}
+    checkpoints   subject a run id, a path or "": {"checkpoints": [{"path", "time", "size_bytes",
+                  "user_metadata", "expires", "has_optimizer", "base_model", "rank", "alpha",
+                  "train_attn", "train_mlp", "train_unembed", "step"}]}
     sampler       subject a sampler id: {"sampler_id", "base_model", "model_path"}
     status        whatever a person wants to know
 
@@ -312,6 +328,101 @@ class Watch(Request):
 
     kind: ClassVar[str] = "watch"
     enabled: bool
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteCheckpoint(Request):
+    """Deletes a saved state; runs and samplers made from it go on."""
+
+    kind: ClassVar[str] = "delete_checkpoint"
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenameCheckpoint(Request):
+    """Gives a saved state another name under the same run; the answer is {"path"}."""
+
+    kind: ClassVar[str] = "rename_checkpoint"
+    path: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireCheckpoint(Request):
+    """Sets when a saved state is deleted; the answer is {"path", "expires"}."""
+
+    kind: ClassVar[str] = "expire_checkpoint"
+    path: str
+    ttl_s: int  # from now on, 0 never
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenDownload(Request):
+    """Begins to read a saved state as one stream of bytes: its files, one after the other.
+
+    The answer is {"transfer_id", "part_bytes", "files": [[name, size], ...]}.
+    """
+
+    kind: ClassVar[str] = "open_download"
+    path: str
+    form: str  # "state": the file as it is kept; "peft": an adapter as peft writes it
+    unembed: str = "include"  # of "peft"; or "omit", or "separate": an adapter of its own beside
+    base_model: str = ""  # of "peft": what its config is to name, "" the name on this server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPart(Request):
+    """Asks for one part of a download; the answer is {"digest"} and the array data."""
+
+    kind: ClassVar[str] = "read_part"
+    transfer_id: int
+    part: int  # bytes from part * part_bytes on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenUpload(Request):
+    """Begins to send a PEFT adapter, its files one after the other as one stream of bytes.
+
+    The answer is {"transfer_id", "part_bytes"}.
+    """
+
+    kind: ClassVar[str] = "open_upload"
+    path: str  # that the state will have: weights under a run number that the client gave away
+    base_model: str
+    sizes: dict[str, int]  # bytes of "adapter_config.json" and "adapter_model.safetensors"
+    ignore_dropout: bool = False
+    ttl_s: int = 0  # of the state: seconds until it is deleted, 0 never
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritePart(Request):
+    """One part of an upload, in any order; a repeat changes nothing. Arrays: data."""
+
+    kind: ClassVar[str] = "write_part"
+    transfer_id: int
+    part: int  # bytes from part * part_bytes on
+    digest: bytes  # 16 bytes, blake2b over the data
+    arrays: list[Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishUpload(Request):
+    """Turns an upload into a saved state; the answer is {"path", "size_bytes", "rank", "alpha"}."""
+
+    kind: ClassVar[str] = "finish_upload"
+    transfer_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseTransfer(Request):
+    """Forgets a transfer; of an unfinished upload nothing stays."""
+
+    kind: ClassVar[str] = "close_transfer"
+    transfer_id: int
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -379,6 +490,7 @@ class WorkerReady(Header):
     model: ModelCard
     train_credit: int
     sample_credit: int
+    sites: list[SiteSpan] = field(default_factory=list[SiteSpan])  # where an adapter can sit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,6 +131,7 @@ class _Record:
             "arrays": _array_values,
             "models": dataclasses.asdict,
             "model": dataclasses.asdict,
+            "sites": dataclasses.asdict,
         }
         self.nested = {key: nested[key] for key in self.names if key in nested}
 

@@ -103,6 +103,13 @@ def test_decoded_arrays_are_read_only() -> None:
         decoded["x"][0] = 1
 
 
+def test_the_bytes_of_a_file_travel_as_they_are() -> None:
+    data = np.arange(251, dtype=np.uint8)
+    arrays, frames = pack_arrays({"data": data})
+    assert [len(frame) for frame in frames] == [251]
+    assert unpack_arrays(arrays, frames)["data"].tobytes() == data.tobytes()
+
+
 def test_shapes_and_empty_arrays_survive() -> None:
     named = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.empty(0, np.int32)}
     decoded = unpack_arrays(*pack_arrays(named))
@@ -137,6 +144,9 @@ def beside(lengths: list[int], frame: bytes, **changes: Any) -> tuple[list[Array
         pytest.param(describe(), [FRAME, FRAME], "2 frames, of which", id="unused frame"),
         pytest.param(describe() * 2, [FRAME], "there twice", id="same name"),
         pytest.param(describe(dtype="object"), [FRAME], "dtype 'object'", id="dtype"),
+        pytest.param(
+            describe(dtype="uint8", encoding="runs"), [FRAME], "not raw", id="runs of bytes"
+        ),
         pytest.param(describe(dtype="int64"), [FRAME], "dtype 'int64'", id="wide dtype"),
         pytest.param(describe(shape=[]), [FRAME], "0 dimensions", id="no dimension"),
         pytest.param(describe(shape=[1] * 5), [FRAME], "5 dimensions", id="many dimensions"),
