@@ -224,6 +224,18 @@ class SaveForSampler(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForkRun(Command):
+    """Makes a new run with the state that this one has at this point of its order.
+
+    It uses up number 0 of the new run. Answered like `create_run`.
+    """
+
+    kind: ClassVar[str] = "fork_run"
+    new_run_id: str  # of the session that sends this
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])  # of the new run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Void(Request):
     """Uses up the sequence numbers first..last of a run that were reserved and will not be sent."""
 
@@ -292,7 +304,8 @@ class Query(Request):
 
     capabilities  {"models": [the fields of each ModelCard]}
     run           subject a run id: {"run_id", "base_model", "rank", "alpha", "train_attn",
-                  "train_mlp", "train_unembed", "is_lost", "last_request_time", "user_metadata"}
+                  "train_mlp", "train_unembed", "is_lost", "last_request_time", "user_metadata",
+                  "forked_from"}
     runs          {"runs": [as above]}
     checkpoints   subject a run id, a path or "": {"checkpoints": [{"path", "time", "size_bytes",
                   "user_metadata", "expires", "has_optimizer", "base_model", "rank", "alpha",
@@ -432,7 +445,7 @@ class CloseTransfer(Request):
 class Reply(Header):
     """One part of a success. Part 0 carries `result`; array names depend on the request.
 
-    create_run        {"run_id", "rank", "alpha", "base_model", "tokenizer", ...}
+    create_run, fork_run  {"run_id", "rank", "alpha", "base_model", "tokenizer", ...}
     forward_backward  {"metrics": {"loss:sum": ...}} and logprobs [tokens of the part]
     optim_step        {"metrics": {"unclipped_grad_l2:mean": ..., ...}}
     save_state, save_for_sampler  {"path", "size_bytes"} as far as they apply
