@@ -105,6 +105,7 @@ CODES: dict[str, Code] = {
     "session_expired": Code(Conflict, "user", 410, "the session ended before the work started"),
     "busy": Code(Busy, "limit", 429, "a queue, memory or quota is full; retry later"),
     "run_lost": Code(EngineFailed, "server", 503, "the worker that held the run is gone"),
+    "no_worker": Code(EngineFailed, "server", 503, "no worker serves, and none will be started"),
     "out_of_memory": Code(EngineFailed, "server", 507, "it does not fit, even alone"),
     "stopping": Code(EngineFailed, "server", 503, "the server is shutting down"),
     "internal": Code(EngineFailed, "server", 500, "a fault of the engine"),

@@ -53,6 +53,7 @@ LIMITS: dict[str, Limit] = {
     "worker_expiry_s": Limit(15, "s", "run_lost", "silence after which a worker counts as dead"),
     "loading_expiry_s": Limit(120, "s", "run_lost", "the same while a worker loads its model"),
     "stop_s": Limit(30, "s", "stopping", "wait for dispatched work when the broker stops"),
+    "stop_samples_s": Limit(3, "s", "stopping", "the same wait for samples, which change nothing"),
     "retry_after_s": Limit(0.25, "s", "", "pause that `busy` asks for"),
     "total_bytes": Limit(1 << 30, "bytes", "busy", "payload of all lanes that waits for a worker"),
     "result_bytes": Limit(256 << 20, "bytes", "result_expired", "kept answers of one session"),

@@ -81,9 +81,7 @@ def read_reasons(result: Mapping[str, Any], request_ids: Sequence[int]) -> dict[
     entries = result.get("reasons")
     if not isinstance(entries, list) or len(entries) != len(request_ids):
         raise EngineFailed(f"no {len(request_ids)} reasons in an answer")
-    return {
-        number: _read(entry) for number, entry in zip(request_ids, entries, strict=True)
-    }
+    return {number: _read(entry) for number, entry in zip(request_ids, entries, strict=True)}
 
 
 _TYPES = {field.name: field.type for field in fields(Reason)}

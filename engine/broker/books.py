@@ -27,6 +27,7 @@ class Books:
         self.catalog = Catalog()
         self.total_bytes = 0  # payload that waits, of all sessions
         self.is_stopping = False
+        self.stop_by = 0.0  # when nothing is waited for any more, while it stops
 
     def end_run(self, run: Run, phase: Phase, code: str, detail: str) -> None:
         """Serve no more commands of a run; they fail with this code and sentence."""

@@ -34,6 +34,7 @@ class BrokerConfig:
     loading_expiry_s: float = LIMITS["loading_expiry_s"].default
     heartbeat_s: float = LIMITS["heartbeat_s"].default
     stop_s: float = LIMITS["stop_s"].default
+    stop_samples_s: float = LIMITS["stop_samples_s"].default
     retry_after_s: float = LIMITS["retry_after_s"].default
     quantum: int = limit("quantum")
 

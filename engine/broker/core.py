@@ -13,7 +13,8 @@ from collections.abc import Callable
 from hmac import compare_digest
 from typing import Any
 
-from ...client.errors import Busy, WeftError
+from ...client.errors import BadRequest, Busy, WeftError
+from ...client.limits import limit
 from ...client.messages import (
     SPOKEN_VERSIONS,
     Ack,
@@ -23,6 +24,7 @@ from ...client.messages import (
     CreateRun,
     CreateSampler,
     Done,
+    Explain,
     Failed,
     ForwardBackward,
     Goodbye,
@@ -39,10 +41,12 @@ from ...client.messages import (
     SaveForSampler,
     SaveState,
     Stop,
+    Underway,
     Void,
     Watch,
     Welcome,
     WorkerHello,
+    WorkerProgress,
     WorkerReady,
 )
 from .accepting import Accepting
@@ -56,22 +60,27 @@ from .events import (
     ClientGone,
     ClientMessage,
     Event,
-    Finished,
     MalformedMessage,
+    NoWorker,
     Persisted,
     StopRequested,
     Tick,
     ToClient,
     ToWorker,
+    WorkerAwaited,
     WorkerGone,
     WorkerMessage,
     WorkerUnreachable,
 )
+from .explaining import MAX_DETAIL, explain
 from .leases import Phase, Worker
 from .outcomes import Outcomes
 from .queries import Queries
 from .sessions import Session
+from .stopping import Stopping
 from .work import State
+
+MAX_EXPLAINED = limit("explained_ids")
 
 _COMMANDS = (CreateRun, ForwardBackward, OptimStep, SaveState, LoadState, SaveForSampler)
 
@@ -107,8 +116,7 @@ class BrokerCore:
         self._dispatcher = Dispatcher(self._books, self._answers, self._outcomes)
         self._accepting = Accepting(self._books, self._answers, self._outcomes, self._dispatcher)
         self._queries = Queries(self._books)
-        self._stop_by = 0.0
-        self.is_finished = False
+        self._stopping = Stopping(self._books, self._answers, self._outcomes, self._dispatcher)
         self._on_event: dict[type, Callable[[Any], None]] = {
             ClientMessage: self._client_message,
             WorkerMessage: self._worker_message,
@@ -118,8 +126,10 @@ class BrokerCore:
             ClientGone: lambda event: self._books.sessions.disconnect(event.peer),
             WorkerGone: self._worker_gone,
             WorkerUnreachable: self._worker_unreachable,
+            WorkerAwaited: self._worker_awaited,
+            NoWorker: self._no_worker,
             CatalogLoaded: self._catalog_loaded,
-            StopRequested: self._stop_requested,
+            StopRequested: lambda event: self._stopping.request(),
         }
         accepting = self._accepting
         self._on_client: dict[type, Callable[[Session, ClientMessage, Any], None]] = {
@@ -133,6 +143,7 @@ class BrokerCore:
             CloseRun: accepting.close_run,
             Cancel: accepting.cancel,
             Query: self._query,
+            Explain: self._explain,
             Watch: self._watch,
             Resume: self._resume,
             Goodbye: self._goodbye,
@@ -146,10 +157,14 @@ class BrokerCore:
         ready = self._outcomes.ready
         while ready:
             self._dispatcher.submit(ready.popleft())
-        if books.is_stopping and not self.is_finished:
-            self._finish_when_idle()
+        self._stopping.proceed()
         actions, books.actions = books.actions, []
         return actions
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has stopped."""
+        return self._stopping.is_finished
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the books contradict each other."""
@@ -249,6 +264,14 @@ class BrokerCore:
     def _query(self, session: Session, message: ClientMessage, header: Query) -> None:
         self._books.reply(session, header.request_id, self._queries.answer(session, header))
 
+    def _explain(self, session: Session, message: ClientMessage, header: Explain) -> None:
+        if len(header.request_ids) > MAX_EXPLAINED:
+            detail = f"explain of {len(header.request_ids)} requests, at most {MAX_EXPLAINED}"
+            raise BadRequest(detail, "too_large")
+        reasons = [explain(self._books, session, number) for number in header.request_ids]
+        fields = [reason.to_fields() for reason in reasons]
+        self._books.reply(session, header.request_id, {"reasons": fields})
+
     def _watch(self, session: Session, message: ClientMessage, header: Watch) -> None:
         watchers = self._books.sessions.watchers
         if header.enabled and len(watchers) >= self._config.watchers and session not in watchers:
@@ -302,6 +325,12 @@ class BrokerCore:
             self._dispatcher.done(worker, header, message.frames)  # type: ignore[arg-type]
         elif isinstance(header, Failed):
             self._dispatcher.failed(worker, header)
+        elif isinstance(header, Underway):
+            self._dispatcher.underway(worker, header)
+        elif isinstance(header, WorkerProgress):
+            worker.phase, worker.fraction = header.phase, header.fraction
+            fields = {"phase": header.phase, "fraction": header.fraction}
+            self._books.note("worker_progress", "", {"worker_id": worker.worker_id, **fields})
         elif isinstance(header, WorkerReady):
             self._dispatcher.ready(worker, header)
 
@@ -317,6 +346,7 @@ class BrokerCore:
         if known is not None:
             self._dispatcher.lose(known, "it has connected anew")
         quantum = self._config.quantum
+        workers.ended = ""
         workers.add(Worker(header.worker_id, peer, header.pid, quantum, self._books.now))
         self._books.note("worker_loading", "", {"worker_id": header.worker_id})
 
@@ -332,6 +362,15 @@ class BrokerCore:
         worker = self._books.workers.by_peer.get(event.peer)
         if worker is not None:
             self._dispatcher.lose(worker, "it cannot be reached")
+
+    def _worker_awaited(self, event: WorkerAwaited) -> None:
+        self._books.workers.awaited = event.detail[:MAX_DETAIL]
+        self._books.note("worker_awaited", "", {"detail": event.detail})
+
+    def _no_worker(self, event: NoWorker) -> None:
+        self._books.workers.awaited, self._books.workers.ended = "", event.detail
+        self._books.note("no_worker", "", {"detail": event.detail})
+        self._dispatcher.place_waiting()
 
     def _catalog_loaded(self, event: CatalogLoaded) -> None:
         for checkpoint in event.checkpoints:
@@ -357,32 +396,6 @@ class BrokerCore:
             elif books.now - worker.last_sent >= config.heartbeat_s:
                 worker.last_sent = books.now
                 books.actions.append(ToWorker(worker.peer, Heartbeat()))
-
-    def _stop_requested(self, event: StopRequested) -> None:
-        books = self._books
-        if books.is_stopping:
-            return
-        books.is_stopping = True
-        self._stop_by = books.now + self._config.stop_s
-        books.note("stopping", "", {})
-        for session in list(books.sessions.by_id.values()):
-            for work in list(session.requests.values()):
-                if work.is_waiting:
-                    self._dispatcher.unqueue(work)
-                    self._outcomes.failed(work, "stopping", "the server is shutting down")
-
-    def _finish_when_idle(self) -> None:
-        """Stop the workers once nothing dispatched is unfinished, or when that takes too long."""
-        books = self._books
-        busy = [work for worker in books.workers for work in worker.dispatched.values()]
-        is_late = books.now >= self._stop_by
-        if not is_late and (busy or self._answers.has_unpersisted):
-            return
-        self.is_finished = True
-        for worker in list(books.workers):
-            books.actions.append(ToWorker(worker.peer, Stop()))
-            self._dispatcher.abandon(worker, "stopping", "the server is shutting down")
-        books.actions.append(Finished())
 
 
 def _request_id(header: Header) -> int:

@@ -9,12 +9,13 @@ from ...client.messages import (
     Failed,
     Sample,
     SaveForSampler,
+    Underway,
     Withdraw,
     WorkerReady,
 )
 from .answers import Answers
 from .books import Books
-from .events import Frames, ToWorker
+from .events import Frames, ToWorker, WorkerLost
 from .journal import Placed
 from .leases import Phase, Run, Sampler, Window, Worker
 from .outcomes import Outcomes
@@ -60,7 +61,7 @@ class Dispatcher:
         if window.takes_at_once(work.weight):
             self._dispatch(worker, work)
             return
-        window.lanes.push(work.lane, work, work.weight)
+        work.ticket = window.lanes.push(work.lane, work, work.weight)
         self._pump(worker, window)
 
     def unqueue(self, work: Work) -> None:
@@ -76,6 +77,7 @@ class Dispatcher:
     def ready(self, worker: Worker, header: WorkerReady) -> None:
         """A worker has loaded: give it what waited."""
         worker.model = header.model
+        self._books.workers.awaited = ""
         worker.train.credit = header.train_credit
         worker.sample.credit = header.sample_credit
         fields = {"worker_id": worker.worker_id, "model": header.model.name}
@@ -156,6 +158,24 @@ class Dispatcher:
             self._outcomes.fail_held(run, "run_lost", reason)
         self._books.note("worker_lost", "", {"worker_id": worker.worker_id, "detail": detail})
         self.place_waiting()
+        self._books.actions.append(WorkerLost(worker.worker_id, detail))
+
+    def underway(self, worker: Worker, header: Underway) -> None:
+        """Note how far a worker is with what takes several steps."""
+        known = worker.dispatched
+        for key, done, total in zip(header.dispatch_ids, header.done, header.total, strict=False):
+            if key in known:
+                known[key].progress = (done, total)
+
+    def withdraw_samples(self, worker: Worker, code: str, detail: str) -> None:
+        """Fail the samples that a worker draws, and tell it to forget them."""
+        works = [work for work in worker.dispatched.values() if type(work.header) is Sample]
+        for work in works:
+            self._finish(worker, work)
+            self._outcomes.failed(work, code, detail)
+        for first in range(0, len(works), MAX_IDS):
+            ids = [work.dispatch_id for work in works[first : first + MAX_IDS]]
+            self._send(worker, Withdraw(dispatch_ids=ids))
 
     def abandon(self, worker: Worker, code: str, detail: str) -> None:
         """Fail what a worker has not finished, without waiting for it."""
@@ -242,6 +262,9 @@ class Dispatcher:
         if self._books.workers.are_loading():
             self.waiting.append(work)
             return
+        if self._books.workers.ended and not self._books.workers.by_id:
+            self._outcomes.failed(work, "no_worker", self._books.workers.ended)
+            return
         served = ", ".join(repr(card.name) for card in self._books.workers.models())
         detail = f"no model {work.model!r}; served: {served or 'none'}"
         self._outcomes.failed(work, "not_found", detail)
@@ -305,6 +328,7 @@ class Dispatcher:
         return window
 
     def _requeue(self, work: Work) -> None:
+        work.progress = (-1, -1)
         if work.state is State.DISPATCHED:
             work.state = State.QUEUED
             work.session.num_waiting += 1

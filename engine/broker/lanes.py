@@ -7,19 +7,30 @@ of their requests. A lane alone never waits for grants.
 Source: Shreedhar and Varghese, "Efficient Fair Queuing Using Deficit Round Robin", 1996.
 """
 
+from bisect import bisect, insort
 from collections import deque
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 
 
+class Place(NamedTuple):
+    """Where an item waits."""
+
+    place: int  # in its lane; 1 is next
+    ahead: int  # items of other lanes, all of which may go first
+    lanes: int  # how many other lanes have items
+
+
 class _Lane(Generic[Item]):
-    __slots__ = ("deficit", "is_granted", "items", "key")
+    __slots__ = ("deficit", "gaps", "is_granted", "items", "key", "num_pushed")
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.items: deque[tuple[int, Item]] = deque()  # weight, item
+        self.items: deque[tuple[int, Item, int]] = deque()  # weight, item, ticket
+        self.num_pushed = 0
+        self.gaps: list[int] = []  # tickets behind the first item's that were withdrawn, sorted
         self.deficit = 0
         self.is_granted = False
 
@@ -38,21 +49,24 @@ class Lanes(Generic[Item]):
         return self.size
 
     def __iter__(self) -> Iterator[Item]:
-        return (item for lane in self._lanes.values() for _, item in lane.items)
+        return (item for lane in self._lanes.values() for _, item, _ in lane.items)
 
     def counts(self) -> dict[str, int]:
         """How many items wait, by lane."""
         return {key: len(lane.items) for key, lane in self._lanes.items()}
 
-    def push(self, key: str, item: Item, weight: int) -> None:
-        """Append an item to a lane."""
+    def push(self, key: str, item: Item, weight: int) -> int:
+        """Append an item to a lane, and return its ticket for `place`."""
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(key)
             self._turns.append(lane)
-        lane.items.append((weight, item))
+        ticket = lane.num_pushed
+        lane.num_pushed += 1
+        lane.items.append((weight, item, ticket))
         self.size += 1
         self.weight += weight
+        return ticket
 
     def pop(self, room: float) -> Item | None:
         """Remove and return what is next, or None when nothing waits or it exceeds `room`.
@@ -87,19 +101,29 @@ class Lanes(Generic[Item]):
         for entry in lane.items if lane is not None else ():
             if entry[1] is item and lane is not None:
                 lane.items.remove(entry)
+                insort(lane.gaps, entry[2])
                 self._forget(lane, entry[0])
                 return True
         return False
 
+    def place(self, key: str, ticket: int) -> Place:
+        """Where the item with this ticket waits, at a cost that does not grow with the lane."""
+        lane = self._lanes[key]
+        passed = ticket - lane.items[0][2] - bisect(lane.gaps, ticket)
+        return Place(passed + 1, self.size - len(lane.items), len(self._lanes) - 1)
+
     def check_integrity(self) -> None:
         """Raise AssertionError when the books contradict each other."""
         assert self.size == sum(len(lane.items) for lane in self._lanes.values())
-        assert self.weight == sum(w for lane in self._lanes.values() for w, _ in lane.items)
+        assert self.weight == sum(w for lane in self._lanes.values() for w, _, _ in lane.items)
         assert sorted(self._lanes) == sorted(lane.key for lane in self._turns)
         assert all(lane.items and lane.deficit >= 0 for lane in self._turns)
+        for lane in self._turns:
+            places = [self.place(lane.key, ticket).place for _, _, ticket in lane.items]
+            assert places == list(range(1, len(lane.items) + 1))
 
     def _take(self, lane: _Lane[Item]) -> Item:
-        weight, item = lane.items.popleft()
+        weight, item, _ = lane.items.popleft()
         lane.deficit = max(0, lane.deficit - weight)
         self._forget(lane, weight)
         return item
@@ -110,6 +134,8 @@ class Lanes(Generic[Item]):
         if not lane.items:
             del self._lanes[lane.key]
             self._turns.remove(lane)
+        elif lane.gaps:
+            del lane.gaps[: bisect(lane.gaps, lane.items[0][2])]
 
     def _skip_rounds(self) -> None:
         """Grant at once the whole rounds in which nobody could be served."""

@@ -129,10 +129,12 @@ class Worker:
 
     __slots__ = (
         "dispatched",
+        "fraction",
         "last_heard",
         "last_sent",
         "model",
         "peer",
+        "phase",
         "pid",
         "runs",
         "sample",
@@ -146,6 +148,8 @@ class Worker:
         self.peer = peer
         self.pid = pid
         self.model: ModelCard | None = None  # once it is ready
+        self.phase = "starting"  # of loading, before that
+        self.fraction = -1.0  # of the phase, -1 when it is not known
         self.train = Window(quantum)
         self.sample = Window(quantum)
         self.dispatched: dict[int, Work] = {}
@@ -170,6 +174,8 @@ class Workers:
     def __init__(self) -> None:
         self.by_id: dict[str, Worker] = {}
         self.by_peer: dict[bytes, Worker] = {}
+        self.awaited = ""  # why a worker is started again, until one is ready
+        self.ended = ""  # why no worker will come, until one does
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.by_id.values())
@@ -191,7 +197,9 @@ class Workers:
 
     def are_loading(self) -> bool:
         """Whether a worker may yet become ready that is not."""
-        return not self.by_id or any(worker.model is None for worker in self.by_id.values())
+        if not self.by_id:
+            return not self.ended
+        return any(worker.model is None for worker in self.by_id.values())
 
     def models(self) -> list[ModelCard]:
         """The base models that are served, each once."""

@@ -47,10 +47,12 @@ class Queries:
         return topic(session, query)
 
     def state(self) -> str:
-        """ "loading" while no worker is ready, then "ready", at the end "stopping"."""
+        """ "ready" when a worker is, else "loading" or "failed"; at the end "stopping"."""
         if self._books.is_stopping:
             return "stopping"
-        return "ready" if self._books.workers.models() else "loading"
+        if self._books.workers.models():
+            return "ready"
+        return "loading" if self._books.workers.are_loading() else "failed"
 
     def _capabilities(self, session: Session, query: Query) -> dict[str, Any]:
         models = [asdict(card) for card in self._books.workers.models()]

@@ -22,7 +22,7 @@ from typing import cast
 import zmq
 
 from ...client.errors import BadRequest
-from ...client.messages import Failure, Reply, Request, WorkerReady
+from ...client.messages import Failure, Header, Reply, Request, WorkerProgress, WorkerReady
 from ...client.wire import encode
 from ..files.checkpoint import Checkpoint
 from .config import BrokerConfig
@@ -34,13 +34,16 @@ from .events import (
     ClientMessage,
     Event,
     MalformedMessage,
+    NoWorker,
     Persist,
     Persisted,
     StopRequested,
     Tick,
     ToClient,
     ToWorker,
+    WorkerAwaited,
     WorkerGone,
+    WorkerLost,
     WorkerMessage,
     WorkerUnreachable,
 )
@@ -73,6 +76,8 @@ class Broker:
         insecure: bool = False,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
         on_ready: Callable[[], None] | None = None,
+        on_progress: Callable[[str, float], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
         on_finished: Callable[[], None] | None = None,
     ) -> None:
         """Bind both sockets; nothing is answered before `start`.
@@ -88,6 +93,8 @@ class Broker:
             insecure: allow a TCP address that other machines reach, without encryption.
             context: to share for inproc://; otherwise one of its own.
             on_ready: called in the broker's thread whenever a worker can take work.
+            on_progress: called there with phase and fraction while a worker loads.
+            on_lost: called there with the id of a worker that the broker has given up.
             on_finished: called in the broker's thread at its end.
 
         Raises:
@@ -106,6 +113,8 @@ class Broker:
         self._owns_context = context is None
         self._context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()
         self._on_ready = on_ready
+        self._on_progress = on_progress
+        self._on_lost = on_lost
         self._on_finished = on_finished
         self._outside: deque[Event] = deque([CatalogLoaded(tuple(checkpoints))])
         self._is_finished = False
@@ -136,6 +145,14 @@ class Broker:
     def worker_gone(self, worker_id: str, detail: str) -> None:
         """Say that a worker's process has ended. Safe from any thread."""
         self._post(WorkerGone(worker_id, detail))
+
+    def worker_awaited(self, detail: str) -> None:
+        """Say that a worker is about to be started again, and why. Safe from any thread."""
+        self._post(WorkerAwaited(detail))
+
+    def no_worker(self, detail: str) -> None:
+        """Say that no worker will come any more, and why. Safe from any thread."""
+        self._post(NoWorker(detail))
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the end after `stop`; whether it came."""
@@ -228,12 +245,18 @@ class Broker:
     def _handle(self, event: Event) -> None:
         try:
             self._actions += self._core.handle(event, time.monotonic())
-            if self._on_ready is not None and _is_ready(event):
-                self._on_ready()
+            if type(event) is WorkerMessage:
+                self._tell_of_worker(event.header)
         except Exception:  # the boundary to peers: one bad event must not end the broker
             log.exception("%s was not handled", type(event).__name__)
             if isinstance(event, ClientMessage) and isinstance(event.header, Request):
                 self._tell(event.peer, event.header.request_id, "internal", "a fault of the broker")
+
+    def _tell_of_worker(self, header: Header) -> None:
+        if type(header) is WorkerReady and self._on_ready is not None:
+            self._on_ready()
+        elif isinstance(header, WorkerProgress) and self._on_progress is not None:
+            self._on_progress(header.phase, header.fraction)
 
     def _carry_out(self) -> None:
         """Take the actions of a whole burst together, and those that the journal then allows.
@@ -261,6 +284,9 @@ class Broker:
             self._send_client(cast(ToClient, action))
         elif kind is Persist:
             self._journal.append(*cast(Persist, action))
+        elif kind is WorkerLost:
+            if self._on_lost is not None:
+                self._on_lost(cast(WorkerLost, action).worker_id)
         else:
             self._is_finished = True
 
@@ -290,10 +316,6 @@ class Broker:
                 self._wake_write = self._wake_read = -1
         if self._owns_context:
             self._context.term()
-
-
-def _is_ready(event: Event) -> bool:
-    return type(event) is WorkerMessage and type(event.header) is WorkerReady
 
 
 def check_address(address: str, insecure: bool = False) -> None:

@@ -53,6 +53,7 @@ class Work:
         "model",
         "num_tokens",
         "parts",
+        "progress",
         "replies",
         "request_id",
         "reserved",
@@ -62,6 +63,7 @@ class Work:
         "session",
         "size",
         "state",
+        "ticket",
         "usage",
         "weight",
         "window",
@@ -87,9 +89,11 @@ class Work:
         self.reserved = 0  # bytes counted against its session's credit
         self.weight = 0
         self.window: Window | None = None  # whose lanes or credit it occupies
+        self.ticket = -1  # of its place in the window's lanes
         self.worker: Worker | None = None  # that it was dispatched to
         self.dispatch_id = 0
         self.epoch = 0
+        self.progress = (-1, -1)  # units computed and units in all, as the worker last said
         self.replies: list[Frames | None] | None = None  # parts of the worker's answer so far
         self.usage: Mapping[str, int] = NO_USAGE
         self.answer: Sequence[Part] = ()

@@ -38,9 +38,7 @@ from weft.engine.broker.config import BrokerConfig
 from weft.engine.broker.events import (
     Action,
     ClientGone,
-    Finished,
     MalformedMessage,
-    StopRequested,
     ToClient,
     ToWorker,
     WorkerGone,
@@ -281,39 +279,3 @@ def test_watchers_are_bounded() -> None:
     bench.say(Watch(request_id=1, enabled=True))
     late = bench.say(Watch(request_id=1, enabled=True), peer=b"second")
     assert told(late, b"second") == [(1, "busy")]
-
-
-# Stopping.
-
-
-def test_a_stopping_broker_finishes_what_was_dispatched_and_refuses_the_rest() -> None:
-    bench = ready_bench()
-    bench.say(optim_step(1))
-    bench.say(optim_step(3))
-    assert told(bench.handle(StopRequested())) == [(13, "stopping")]
-    assert told(bench.say(optim_step(2))) == [(12, "stopping")]
-    actions = bench.finish()
-    assert told(actions) == [(11, "")]
-    assert actions[-2:] == [ToWorker(WORKER, Stop()), Finished()]
-
-
-def test_an_idle_broker_stops_at_once() -> None:
-    bench = ready_bench()
-    assert bench.handle(StopRequested()) == [ToWorker(WORKER, Stop()), Finished()]
-
-
-def test_a_broker_does_not_wait_for_a_stuck_worker_for_ever() -> None:
-    bench = ready_bench(stop_s=5)
-    bench.say(optim_step(1))
-    bench.handle(StopRequested())
-    actions = bench.tick(6)
-    assert (11, "stopping") in told(actions)
-    assert Finished() in actions
-
-
-def test_a_stopping_broker_takes_no_new_session() -> None:
-    bench = ready_bench()
-    bench.say(optim_step(1))
-    bench.handle(StopRequested())
-    hello = Hello(versions=[1], session_id=OTHER)
-    assert told(bench.say(hello, peer=b"late"), b"late") == [(0, "stopping")]

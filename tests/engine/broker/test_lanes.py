@@ -94,3 +94,29 @@ def test_no_lane_falls_behind_by_more_than_a_quantum_and_a_request(seed: int) ->
         assert item is not None
         served[item[0]] += item[1]
         assert max(served[n] for n in "abc") - min(served[n] for n in "abc") <= 64 + 200
+
+
+def test_a_place_counts_the_own_lane_and_the_others_apart() -> None:
+    lanes: Lanes[str] = Lanes(10)
+    tickets = [lanes.push("a", f"a{number}", 10) for number in range(4)]
+    lanes.push("b", "b0", 10)
+    lanes.push("c", "c0", 10)
+    assert [lanes.place("a", ticket) for ticket in tickets] == [
+        (1, 2, 2),
+        (2, 2, 2),
+        (3, 2, 2),
+        (4, 2, 2),
+    ]
+
+
+def test_what_is_served_or_withdrawn_is_not_counted_before_a_place() -> None:
+    lanes: Lanes[str] = Lanes(10)
+    items = [f"a{number}" for number in range(6)]
+    tickets = [lanes.push("a", item, 10) for item in items]
+    assert lanes.remove("a", items[2])
+    assert lanes.remove("a", items[4])
+    assert lanes.place("a", tickets[5]).place == 4
+    assert lanes.remove("a", items[0])
+    assert lanes.pop(ANY) == "a1"
+    lanes.check_integrity()
+    assert lanes.place("a", tickets[5]).place == 2
