@@ -65,38 +65,52 @@ def read_weights(
     A tied checkpoint may carry the unembedding as well, if it equals the embedding.
 
     Raises:
+        NotFound, BadRequest: as of `check_tensors`; or the repeated unembedding differs.
+    """
+    weights: dict[str, Tensor] = {}
+    for file, names in check_tensors(path, config).items():
+        with opened(file) as tensors:
+            for name in names:
+                weights[name] = _copy(tensors.get_tensor(name), device, dtype)
+    repeated = weights.pop(_HEAD, None) if config.is_tied else None
+    if repeated is not None and not torch.equal(repeated, weights[_EMBED]):
+        raise BadRequest(f"{path} ties the embeddings, yet {_HEAD} differs from {_EMBED}")
+    return weights
+
+
+def check_tensors(path: str | Path, config: ModelConfig) -> dict[Path, list[str]]:
+    """The tensors of each file, all those of `expected_tensors` and no others.
+
+    Raises:
         NotFound: there is no safetensors file, or the index names one that does not exist.
         BadRequest: a tensor is missing, unknown, of another shape or dtype, or a file is damaged.
     """
     path = Path(path)
     expected = expected_tensors(config)
-    files = _tensors_by_file(path)
+    files = tensors_by_file(path)
     found = {name for names in files.values() for name in names}
     extra = {_HEAD} & found if config.is_tied else set()
     _check_names(path, set(expected), found - extra)
-    weights: dict[str, Tensor] = {}
     for file, names in files.items():
-        with _opened(file) as tensors:
+        with opened(file) as tensors:
             for name in names:
-                if name in expected:
-                    _check_form(file, name, tensors.get_slice(name), expected[name])
-    for file, names in files.items():
-        with _opened(file) as tensors:
-            for name in names:
-                if name in expected or name in extra:
-                    weights[name] = _copy(tensors.get_tensor(name), device, dtype)
-    if extra and not torch.equal(weights.pop(_HEAD), weights[_EMBED]):
-        raise BadRequest(f"{path} ties the embeddings, yet {_HEAD} differs from {_EMBED}")
-    return weights
+                shape = expected.get(name, expected[_EMBED])
+                _check_form(file, name, tensors.get_slice(name), shape)
+    return files
 
 
-def _tensors_by_file(path: Path) -> dict[Path, list[str]]:
-    """The tensors each file really holds; old rotary buffers are left out."""
+def tensors_by_file(path: Path) -> dict[Path, list[str]]:
+    """The tensors each file really holds; old rotary buffers are left out.
+
+    Raises:
+        NotFound: there is no safetensors file, or the index names one that does not exist.
+        BadRequest: a file is damaged, or two hold the same tensor.
+    """
     files: dict[Path, list[str]] = {}
     for file in _files(path):
         if not file.is_file():
             raise NotFound(f"{file} does not exist, though {_INDEX} names it")
-        with _opened(file) as tensors:
+        with opened(file) as tensors:
             held = list(tensors.keys())
         names = [name for name in held if not name.endswith("rotary_emb.inv_freq")]
         for other, others in files.items():
@@ -123,7 +137,7 @@ def _files(path: Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def opened(file: Path) -> Iterator[Any]:
     """Map a safetensors file; damage is reported as BadRequest with the file's name."""
     try:
         with safe_open(file, framework="pt", device="cpu") as tensors:
