@@ -5,7 +5,7 @@ call, datum after datum; parts are slices of the columns at datum boundaries, ea
 a heartbeat or a sample is never stuck behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from .arrays import ITEM_BYTES, choose_encoding, choose_encodings, pack_arrays
 from .errors import BadRequest
 from .limits import limit
-from .losses import Loss, LossInput, check_inputs, find_loss
+from .losses import Loss, LossInput, check_inputs, fill_config, find_loss
 from .messages import Array, ModelCard
+from .sequence_ratio import check_sequence_ratio
 from .tensor_data import NumpyArray
 from .types import Datum
 
@@ -35,23 +36,32 @@ class Part:
     frames: list[memoryview]
 
 
-def build_parts(data: Sequence[Datum], loss_fn: str, card: ModelCard) -> list[Part]:
+def build_parts(
+    data: Sequence[Datum],
+    loss_fn: str,
+    card: ModelCard,
+    config: Mapping[str, float] | None = None,
+) -> list[Part]:
     """Validate a call's datums and lay them out.
 
     Args:
         data: at least one datum. Its arrays are copied.
         loss_fn: a name of `losses.LOSSES`.
         card: the model that will read them.
+        config: the loss function's options; None takes the defaults.
 
     Raises:
         BadRequest: no datum, an empty one, one over the context or over a part, lengths that
             differ, a token id that is not in the vocabulary, a value that is not finite, an
             unknown or missing loss input. The message names datum and position.
     """
-    return cut_parts(build_columns(data, find_loss(loss_fn), card))
+    loss = find_loss(loss_fn)
+    return cut_parts(build_columns(data, loss, card, fill_config(loss, config)))
 
 
-def build_columns(data: Sequence[Datum], loss: Loss, card: ModelCard) -> dict[str, NumpyArray]:
+def build_columns(
+    data: Sequence[Datum], loss: Loss, card: ModelCard, config: Mapping[str, float]
+) -> dict[str, NumpyArray]:
     """The validated columns of a call: "tokens", "lengths" and every input of the loss."""
     _check_datums(data, loss)
     inputs = [datum.model_input.to_numpy() for datum in data]
@@ -62,11 +72,14 @@ def build_columns(data: Sequence[Datum], loss: Loss, card: ModelCard) -> dict[st
         "lengths": lengths,
     }
     for item in loss.inputs:
-        values = _input_arrays(data, item, lengths)
+        default = config[item.default] if isinstance(item.default, str) else item.default
+        values = _input_arrays(data, item, default, lengths)
         if item.dtype == "int32":
             columns[item.name] = _join_tokens(item.name, values, lengths, card.vocab_size)
         else:
             columns[item.name] = _join_floats(item.name, values, lengths)
+    if loss.name == "gspo":
+        check_sequence_ratio(columns, lengths)
     return columns
 
 
@@ -163,7 +176,7 @@ def _check_lengths(lengths: NDArray[np.int32], card: ModelCard) -> None:
 
 
 def _input_arrays(
-    data: Sequence[Datum], item: LossInput, lengths: NDArray[np.int32]
+    data: Sequence[Datum], item: LossInput, default: float | None, lengths: NDArray[np.int32]
 ) -> list[NumpyArray]:
     name = item.name
     found: list[NumpyArray] = []
@@ -171,7 +184,7 @@ def _input_arrays(
     for index, (datum, length) in enumerate(zip(data, expected, strict=True)):
         tensor = datum.loss_fn_inputs.get(name)
         if tensor is None:
-            found.append(np.full(length, item.default, np.float32))
+            found.append(np.full(length, default, np.float32))
             continue
         values = tensor.array
         if values.shape != (length,):

@@ -323,7 +323,7 @@ class TrainingClient:
         forward_only: bool,
     ) -> APIFuture[ForwardBackwardOutput]:
         config = fill_config(find_loss(loss_fn), loss_fn_config)
-        parts = build_parts(data, loss_fn, self._card)
+        parts = build_parts(data, loss_fn, self._card, config)
         with self._lock:
             future = self._send_parts(parts, loss_fn, config, forward_only, self._next_seq)
             self._next_seq += 1

@@ -57,19 +57,46 @@ def token_loss(
     sampling_logprob: float = 0.0,
     low: float = 0.0,
     high: float = 0.0,
+    beta: float = 0.0,
+    sequence_log_ratio: float = 0.0,
 ) -> Tensor:
     """The loss of one token; `weight` is the weight of cross-entropy, else the advantage."""
     logprob = logprob.double()
-    if weight == 0:
+    if weight == 0 and (loss_fn != "dro" or sampling_logprob == 0):
         return logprob.new_zeros(())
     if loss_fn == "cross_entropy":
         return -weight * logprob
-    ratio = (logprob - sampling_logprob).exp()
+    if loss_fn == "dro":
+        return -(logprob * weight - beta / 2 * (logprob - sampling_logprob) ** 2)
+    log_ratio = logprob - sampling_logprob
+    if loss_fn == "gspo":
+        log_ratio = sequence_log_ratio + logprob - logprob.detach()
+    ratio = log_ratio.exp()
     if loss_fn == "importance_sampling":
         return -ratio * weight
-    if loss_fn == "ppo":
+    if loss_fn == "cispo":
+        return -ratio.detach().clamp(low, high) * logprob * weight
+    if loss_fn in ("ppo", "gspo"):
         return -torch.minimum(ratio * weight, ratio.clamp(low, high) * weight)
     raise ValueError(f"no oracle for {loss_fn!r}")
+
+
+def sequence_log_ratio(logprobs_T: Tensor, sampling_logprobs_T: Tensor, mask_T: Tensor) -> float:
+    """The logarithm of the ratio that all tokens of a sequence share."""
+    differences = logprobs_T.detach().double() - sampling_logprobs_T.double()
+    return float(differences[mask_T != 0].mean())
+
+
+def soft_target_loss(logits_TV: Tensor, targets: Sequence[Sequence[tuple[int, float]]]) -> Tensor:
+    """Cross-entropy with any number of (target, weight) pairs a row; the sum over all rows."""
+    logprobs_TV = logits_TV.double().log_softmax(1)
+    terms = [
+        -weight * logprobs_TV[row, target]
+        for row, pairs in enumerate(targets)
+        for target, weight in pairs
+        if weight != 0
+    ]
+    return torch.stack(terms).sum() if terms else logits_TV.new_zeros(())
 
 
 def target_logprobs(logits_TV: Tensor, targets_T: Tensor) -> Tensor:

@@ -58,6 +58,12 @@ class Head:
         """Log-probabilities of the targets and losses, [T] float32 each; 0 where not asked for."""
         result = self._blank(hidden_TD)
         self._run(hidden_TD, losses, linears, result, losses.is_scored_host)
+        if losses.sequences is not None:
+            rows_C = losses.sequences.is_row_T.nonzero().squeeze(1)
+            losses = losses.with_sequence_ratios(result.logprobs_T)
+            logprobs_C = result.logprobs_T.index_select(0, rows_C)
+            losses_C, _ = coefficients(losses, rows_C, logprobs_C)
+            result.losses_T.index_copy_(0, rows_C, losses_C)
         return result.logprobs_T, result.losses_T
 
     @torch.no_grad()
@@ -66,12 +72,18 @@ class Head:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same, and the gradient of the sum of the losses by the hidden states, [T, D].
 
-        Gradients of adapters on the unembedding wait in planes for `linears.flush`.
+        Rows whose coefficients need the log-probabilities of a whole sequence take two passes:
+        without gradient first, and with it once all of them are known. Gradients of adapters on the
+        unembedding wait in planes for `linears.flush`.
         """
         dhidden_TD = torch.zeros_like(hidden_TD)
         result = self._blank(hidden_TD, dhidden_TD)
         is_trained = losses.is_scored_host & losses.is_trained_host
-        self._run(hidden_TD, losses, linears, result, losses.is_scored_host & ~is_trained)
+        is_first = losses.is_scored_host & ~is_trained
+        if losses.sequences is not None:
+            is_first |= losses.sequences.is_member_host
+        self._run(hidden_TD, losses, linears, result, is_first)
+        losses = losses.with_sequence_ratios(result.logprobs_T)
         self._run(hidden_TD, losses, linears, result, is_trained, is_trained=True)
         return result.logprobs_T, result.losses_T, dhidden_TD
 

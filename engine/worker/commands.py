@@ -15,6 +15,7 @@ from ...client.arrays import unpack_arrays
 from ...client.errors import BadRequest
 from ...client.losses import check_inputs, fill_config, find_loss
 from ...client.messages import Command, Dispatch, ForwardBackward, Header, Request, Sample
+from ...client.sequence_ratio import check_sequence_ratio
 from .units import Unit, cut_units
 
 Frame = bytes | memoryview
@@ -171,6 +172,8 @@ def _join(
     for name, column in joined.items():
         if not np.isfinite(column).all():
             raise BadRequest(f"{name} holds a value that is not finite", "non_finite")
+    if loss.name == "gspo":
+        check_sequence_ratio(joined, lengths)
     return PassWork(
         origin=origin,
         run_id=first.run_id,

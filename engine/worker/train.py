@@ -146,6 +146,7 @@ class Trainer:
             targets=step.targets,
             inputs=step.inputs,
             device=device,
+            cu_seqlens=step.cu_seqlens,
         )
         with (
             torch.set_grad_enabled(decision.backward),

@@ -122,7 +122,7 @@ def test_arrays_are_copied() -> None:
             "bad_request",
             id="empty",
         ),
-        pytest.param([datum()], "dro", "unknown loss_fn 'dro'", "bad_request", id="loss"),
+        pytest.param([datum()], "dpo", "unknown loss_fn 'dpo'", "bad_request", id="loss"),
         pytest.param(
             [datum(), datum(target_tokens=[1])],
             "cross_entropy",
@@ -209,6 +209,58 @@ def test_a_bad_call_is_refused(data: list[Datum], loss_fn: str, message: str, co
     with pytest.raises(BadRequest, match=message) as caught:
         build_parts(data, loss_fn, CARD)
     assert caught.value.code == code
+
+
+def sequence_datum(**inputs: object) -> Datum:
+    return policy_datum(**{"sequence_ratio_mask": [0.0, 1.0, 1.0], **inputs})
+
+
+def test_bounds_of_a_token_replace_those_of_the_call() -> None:
+    data = [sequence_datum(), sequence_datum(clip_high_threshold=[2.0, 3.0, 4.0])]
+    config = {"clip_low_threshold": 0.5, "clip_high_threshold": 1.5}
+    (part,) = build_parts(data, "gspo", CARD, config)
+    columns = unpack_arrays(part.arrays, part.frames)
+    assert columns["clip_low_threshold"].tolist() == [0.5] * 6
+    assert columns["clip_high_threshold"].tolist() == [1.5, 1.5, 1.5, 2.0, 3.0, 4.0]
+
+
+def test_bounds_that_nobody_gives_take_no_bytes() -> None:
+    (part,) = build_parts([sequence_datum()], "gspo", CARD)
+    encodings = {array.name: array.encoding for array in part.arrays}
+    assert encodings["clip_low_threshold"] == encodings["clip_high_threshold"] == "constant"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        pytest.param(
+            {"sequence_ratio_mask": [0.0, 0.0, 0.0]},
+            "datum 1 has an advantage, and its sequence_ratio_mask is 0 everywhere",
+            id="no ratio",
+        ),
+        pytest.param(
+            {"clip_high_threshold": [2.0, 0.5, 2.0]},
+            "datum 1, position 1: clip_low_threshold 0.9997 and clip_high_threshold 0.5 are not",
+            id="crossed",
+        ),
+        pytest.param(
+            {"clip_low_threshold": [0.5, 0.5, -1.0]},
+            "position 2: clip_low_threshold -1",
+            id="below",
+        ),
+        pytest.param({"sequence_ratio_mask": None}, "needs the input 'sequence_r", id="missing"),
+    ],
+)
+def test_a_sequence_without_a_ratio_or_with_crossed_bounds_is_refused(
+    inputs: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        build_parts([sequence_datum(), sequence_datum(**inputs)], "gspo", CARD)
+
+
+def test_a_datum_without_advantages_needs_no_ratio() -> None:
+    data = [sequence_datum(advantages=[0.0] * 3, sequence_ratio_mask=[0.0] * 3), sequence_datum()]
+    assert decode_all(data, "gspo")["sequence_ratio_mask"].tolist() == [0, 0, 0, 0, 1, 1]
 
 
 def test_extreme_but_finite_inputs_are_accepted() -> None:

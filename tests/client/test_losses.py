@@ -12,6 +12,15 @@ def test_defaults_are_filled_in() -> None:
         "clip_high_threshold": 2.0,
     }
     assert fill_config(find_loss("cross_entropy"), None) == {}
+    assert fill_config(find_loss("cispo"), None) == {
+        "clip_low_threshold": 0.0,
+        "clip_high_threshold": 4.0,
+    }
+    assert fill_config(find_loss("dro"), None) == {"beta": 0.05}
+    assert fill_config(find_loss("gspo"), {}) == {
+        "clip_low_threshold": 1 - 3e-4,
+        "clip_high_threshold": 1 + 4e-4,
+    }
 
 
 @pytest.mark.parametrize(
@@ -24,6 +33,10 @@ def test_defaults_are_filled_in() -> None:
         ("ppo", {"clip_low_threshold": True}, "is True"),
         ("ppo", {"clip_low_threshold": 2.0}, "are not 0 <= low <= high"),
         ("ppo", {"clip_low_threshold": -0.1}, "are not 0 <= low <= high"),
+        ("cispo", {"clip_low_threshold": 5.0}, "are not 0 <= low <= high"),
+        ("gspo", {"beta": 0.1}, "gspo has no option 'beta'"),
+        ("dro", {"beta": -0.1}, "beta is -0.1, not at least 0"),
+        ("dro", {"clip_low_threshold": 0.5}, "dro has no option 'clip_low_threshold'; it has beta"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(

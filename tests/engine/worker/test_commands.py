@@ -152,6 +152,37 @@ def test_a_bad_call_is_refused_by_name(
         Assembler(LIMITS).add(DISPATCH, *call({**ARRAYS, **named}, **fields))
 
 
+SEQUENCE: dict[str, np.ndarray] = {
+    **{name: ARRAYS[name] for name in ("tokens", "lengths", "target_tokens")},
+    "logprobs": np.full(6, -1, np.float32),
+    "advantages": np.ones(6, np.float32),
+    "sequence_ratio_mask": np.ones(6, np.float32),
+    "clip_low_threshold": np.full(6, 0.9, np.float32),
+    "clip_high_threshold": np.full(6, 1.1, np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"sequence_ratio_mask": np.eye(6, dtype=np.float32)[0]}, "datum 1 has an advantage"),
+        ({"clip_low_threshold": np.full(6, 1.2, np.float32)}, "datum 0, position 0: clip_low"),
+    ],
+)
+def test_what_gspo_asks_is_asked_by_the_worker_too(
+    named: dict[str, np.ndarray], message: str
+) -> None:
+    assert isinstance(Assembler(LIMITS).add(DISPATCH, *call(SEQUENCE, loss_fn="gspo")), PassWork)
+    with pytest.raises(BadRequest, match=message):
+        Assembler(LIMITS).add(DISPATCH, *call({**SEQUENCE, **named}, loss_fn="gspo"))
+
+
+def test_an_input_that_the_client_should_have_filled_in_is_missed() -> None:
+    named = {name: column for name, column in SEQUENCE.items() if name != "clip_low_threshold"}
+    with pytest.raises(BadRequest, match="gspo lacks the input 'clip_low_threshold'"):
+        Assembler(LIMITS).add(DISPATCH, *call(named, loss_fn="gspo"))
+
+
 def test_a_datum_over_the_budget_is_refused_with_the_number() -> None:
     long = {
         "tokens": np.zeros(17, np.int32),
