@@ -65,6 +65,16 @@ LIMITS: dict[str, Limit] = {
     "watchers": Limit(64, "count", "busy", "clients that watch events"),
     "void_ranges": Limit(1024, "count", "busy", "ranges of one run that are voided ahead of time"),
     "checkpoints": Limit(65_536, "count", "too_large", "checkpoints of one tenant"),
+    # Files.
+    "ttl_s": Limit(315_360_000, "s", "bad_request", "time until a checkpoint is deleted"),
+    "config_bytes": Limit(1 << 20, "bytes", "too_large", "an uploaded adapter_config.json"),
+    "upload_bytes": Limit(4 << 30, "bytes", "too_large", "an uploaded adapter_model.safetensors"),
+    "total_upload_bytes": Limit(16 << 30, "bytes", "busy", "open uploads of all sessions"),
+    "transfers": Limit(8, "count", "busy", "open uploads and downloads of one session"),
+    "total_transfers": Limit(64, "count", "busy", "open uploads and downloads of all sessions"),
+    "parts_in_flight": Limit(4, "count", "busy", "parts of one transfer on their way"),
+    "store_jobs": Limit(256, "count", "busy", "requests of one session that the store works on"),
+    "transfer_expiry_s": Limit(300, "s", "not_found", "silence that ends an upload or download"),
     # Weighted tokens, the currency of lanes and of a worker's credit.
     "forward_weight": Limit(1, "tokens", "", "a token of a forward call, or of a prompt"),
     "backward_weight": Limit(3, "tokens", "", "a token of a forward_backward call"),

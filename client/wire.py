@@ -83,6 +83,11 @@ def digest(header: Command | Sample, frames: Sequence[Buffer]) -> bytes:
     return _digest(_to_map(header), frames)
 
 
+def digest_bytes(data: Buffer) -> bytes:
+    """16 bytes over a part of a file."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
 def encode_signed(header: Command | Sample, frames: Sequence[Buffer]) -> bytes:
     """Encode a request with its digest, whatever digest it holds."""
     fields = _to_map(header)

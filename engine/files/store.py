@@ -2,7 +2,6 @@
 
     <root>/<run>/weights/<name>.safetensors           fp32 master weights, moments, step
     <root>/<run>/sampler_weights/<name>.safetensors   weights only
-    <root>/.incoming/                                 uploads that are not finished
 
 The record that describes a file is in its safetensors metadata, so a directory of such files is its
 own index; where a file lies decides its path. Whatever is being written has a name that begins with
@@ -28,7 +27,6 @@ from .tensors import Contents, make_header, read_contents
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-INCOMING = ".incoming"
 COPY_BYTES = 1 << 20
 
 
@@ -163,9 +161,8 @@ class Claim:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # another engine uses the directory, and may be writing
             return
-        for pattern in (f"{INCOMING}/.*.part", "*/*/.*.part"):
-            for rest in root.glob(pattern):
-                rest.unlink(missing_ok=True)
+        for rest in root.glob("*/*/.*.part"):
+            rest.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let another engine clean up."""

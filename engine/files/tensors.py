@@ -55,13 +55,17 @@ class Contents:
     size: int  # of the file
 
 
-def read_contents(handle: BinaryIO) -> Contents:
+def read_contents(handle: BinaryIO, size: int | None = None) -> Contents:
     """Read the header of a file and check it against the file's size.
+
+    Args:
+        handle: the open file.
+        size: bytes of it that count; all unless given.
 
     Raises:
         ValueError: it is no safetensors file, or its header contradicts itself or the file.
     """
-    size = handle.seek(0, 2)
+    size = handle.seek(0, 2) if size is None else size
     handle.seek(0)
     length = int.from_bytes(handle.read(8), "little")
     if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
