@@ -1,49 +1,30 @@
-"""One thread with one socket: carries out what `Link` decides."""
+"""A session with a broker, for any thread of one process; `loop.py` has its thread."""
 
-import logging
 import os
 import threading
 import time
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from itertools import count
-from math import ceil
 from typing import Any, TypeVar
 
 import zmq
 
 from . import wire
-from .errors import BadRequest, Busy, EngineFailed, WeftError, from_code
+from .errors import BadRequest
 from .futures import APIFuture
-from .limits import limit
-from .link import (
-    CLIENT,
-    Action,
-    Answer,
-    AnswerPart,
-    Connect,
-    Fail,
-    Greeted,
-    Link,
-    Lost,
-    Outgoing,
-    Send,
-)
-from .messages import SPOKEN_VERSIONS, CloseSampler, Command, Hello, Request, Sample, Welcome
+from .link import CLIENT, AnswerPart, Link, Outgoing
+from .loop import Loop, Sink
+from .messages import SPOKEN_VERSIONS, Command, Hello, Request, Sample, Welcome
+from .waiting_line import WaitingLine
+from .watching import RequestWatch
 from .wire import Buffer
 
 T = TypeVar("T")
 
 _SCHEMES = ("tcp://", "ipc://", "inproc://")
-_MAX_UNANSWERED = limit("unanswered_bytes")
-_MAX_FRAME_BYTES = 4 * limit("part_bytes")
-_BURST = 256  # messages read before the others are looked at
-_FAREWELL_MS = 300
-
-log = logging.getLogger("weft.client")
 
 
 class Connection:
@@ -57,6 +38,7 @@ class Connection:
         api_key: "" where the server asks for none.
         user_metadata: told to the server with the first message.
         context: the ZeroMQ context to use; None makes one.
+        show_waiting: say in a terminal what the main thread waits for.
 
     Raises:
         BadRequest: no such kind of address.
@@ -69,6 +51,7 @@ class Connection:
         *,
         user_metadata: Mapping[str, str] | None = None,
         context: "zmq.Context[Any] | None" = None,
+        show_waiting: bool = False,
     ) -> None:
         if not address.startswith(_SCHEMES):
             raise BadRequest(f"address {address!r} is not of the form tcp://host:port")
@@ -86,7 +69,9 @@ class Connection:
             client=CLIENT,
             user_metadata=dict(user_metadata or {}),
         )
-        self._loop = _Loop(Link(hello, address), context)
+        self._loop = Loop(Link(hello, address), context)
+        self.shows_waiting = show_waiting
+        self._line = WaitingLine(show_waiting)
         self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid)
 
     def new_request_id(self) -> int:
@@ -121,9 +106,10 @@ class Connection:
         )
         outgoing = Outgoing(headers[0].request_id, headers[0].kind, messages)
         source: futures.Future[T] = futures.Future()
-        self._loop.submit(outgoing, _Sink(source, convert, self))
-        link = self._loop.link
-        return APIFuture(source, lambda: link.describe(outgoing.request_id))
+        self._loop.submit(outgoing, Sink(source, convert, self))
+        link, number = self._loop.link, outgoing.request_id
+        watch = RequestWatch(self._loop, self._line, number)
+        return APIFuture(source, lambda: link.describe(number, time.monotonic()), watch)
 
     def welcome(self) -> Welcome | None:
         """What the server said when it was reached last; None before."""
@@ -157,266 +143,9 @@ def _encode(header: Request, frames: Sequence[Buffer]) -> bytes:
     return wire.encode(header)
 
 
-def _stop(loop: "_Loop", pid: int) -> None:
+def _stop(loop: Loop, pid: int) -> None:
     if os.getpid() == pid:
         loop.stop()
-
-
-class _Sink:
-    """Where the answer of a request goes. It keeps its connection open until then."""
-
-    __slots__ = ("convert", "num_bytes", "owner", "source")
-
-    def __init__(
-        self,
-        source: "futures.Future[Any]",
-        convert: Callable[..., Any],
-        owner: Connection | None,
-    ) -> None:
-        self.source = source
-        self.convert = convert
-        self.owner = owner
-        self.num_bytes = 0
-
-
-class _Loop:
-    """The thread's own: socket, link and sinks. It starts with the first request."""
-
-    def __init__(self, link: Link, context: "zmq.Context[Any] | None") -> None:
-        self.link = link
-        self.request_ids = count(1)
-        self.discarded: deque[str] = deque()
-        self._owns_context = context is None
-        self._context = context
-        self._lock = threading.Lock()
-        self._submitted: deque[Outgoing] = deque()
-        self._sinks: dict[int, _Sink] = {}
-        self._unanswered = 0
-        self._is_stopping = False
-        self._is_signalled = False
-        self._thread: threading.Thread | None = None
-        self._bell: zmq.Socket[Any] | None = None
-        # Of the thread alone:
-        self._socket: zmq.Socket[Any] | None = None
-        self._outbox: deque[tuple[Buffer, ...]] = deque()
-        self._poller = zmq.Poller()
-
-    # --- from any thread --------------------------------------------------------------------------
-
-    def submit(self, request: Outgoing, sink: _Sink) -> None:
-        num_bytes = sum(len(frame) for message in request.messages for frame in message)
-        with self._lock:
-            if self._is_stopping:
-                raise from_code("disconnected", f"the connection to {self.link.address} is closed")
-            if self._unanswered and self._unanswered + num_bytes > _MAX_UNANSWERED:
-                raise Busy(
-                    f"{self._unanswered} bytes already wait for an answer, at most "
-                    f"{_MAX_UNANSWERED}; wait for some results first"
-                )
-            self._unanswered += num_bytes
-            sink.num_bytes = num_bytes
-            self._sinks[request.request_id] = sink
-            self._submitted.append(request)
-            self._ring()
-
-    def stop(self) -> None:
-        with self._lock:
-            self._is_stopping = True
-            thread, bell = self._thread, self._bell
-            if thread is None or bell is None:
-                return
-            self._ring()
-        if thread is not threading.current_thread():
-            thread.join()
-
-    def _ring(self) -> None:
-        """Wake the thread, or start it; the lock is held."""
-        bell = self._bell
-        if bell is None:
-            if self._context is None:
-                self._context = zmq.Context()
-            name = f"inproc://weft-bell-{self.link.hello.session_id}"
-            ear = self._context.socket(zmq.PAIR)
-            ear.bind(name)
-            bell = self._bell = self._context.socket(zmq.PAIR)
-            bell.connect(name)
-            self._thread = threading.Thread(
-                target=self._run, args=(ear, bell), name="weft-client", daemon=True
-            )
-            self._thread.start()
-        if not self._is_signalled:
-            self._is_signalled = True
-            bell.send(b"")
-
-    # --- the thread -------------------------------------------------------------------------------
-
-    def _run(self, ear: "zmq.Socket[Any]", bell: "zmq.Socket[Any]") -> None:
-        self._poller.register(ear, zmq.POLLIN)
-        try:
-            while self._turn(ear):
-                pass
-        except Exception as error:
-            log.exception("the connection's thread ends")
-            self._fail_all(EngineFailed(f"the connection's thread failed: {error}"))
-        finally:
-            with self._lock:
-                self._is_stopping = True
-                self._thread = None
-                ear.close(0)
-                bell.close(0)
-            if self._socket is not None:
-                self._socket.close(0 if self.link.welcome is None else _FAREWELL_MS)
-            if self._owns_context and self._context is not None:
-                self._context.term()
-
-    def _turn(self, ear: "zmq.Socket[Any]") -> bool:
-        """Wait for something, and do what follows from it."""
-        deadline = self.link.deadline()
-        wait_ms = None
-        if deadline is not None:
-            wait_ms = max(0, ceil(1000 * (deadline - time.monotonic())))
-        ready = dict(self._poller.poll(wait_ms))
-        now = time.monotonic()
-        if ear in ready:
-            submitted, is_stopping = self._take(ear)
-            for request in submitted:
-                self._perform(self.link.submit(request, now))
-            if is_stopping:
-                self._perform(self.link.close(now))
-                self._flush()
-                return False
-        if self._socket is not None and ready.get(self._socket, 0) & zmq.POLLIN:
-            self._receive(self._socket, now)
-        self._close_samplers(now)
-        self._perform(self.link.tick(now))
-        self._flush()
-        return True
-
-    def _close_samplers(self, now: float) -> None:
-        while self.discarded:
-            request = CloseSampler(
-                request_id=next(self.request_ids), sampler_id=self.discarded.popleft()
-            )
-            self._sinks[request.request_id] = _Sink(futures.Future(), _nothing, None)
-            outgoing = Outgoing(request.request_id, request.kind, ((wire.encode(request),),))
-            self._perform(self.link.submit(outgoing, now))
-
-    def _take(self, ear: "zmq.Socket[Any]") -> tuple[list[Outgoing], bool]:
-        with self._lock:
-            ear.recv()
-            self._is_signalled = False
-            submitted = list(self._submitted)
-            self._submitted.clear()
-            return submitted, self._is_stopping
-
-    def _receive(self, socket: "zmq.Socket[Any]", now: float) -> None:
-        for _ in range(_BURST):
-            try:
-                message = socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            head, *frames = [frame.buffer for frame in message]
-            try:
-                header = wire.decode(head)
-            except BadRequest as error:
-                log.warning("a message of %s was dropped: %s", self.link.address, error)
-                continue
-            self._perform(self.link.receive(header, frames, now))
-            if self._socket is not socket:
-                return  # it was thrown away
-
-    def _perform(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            match action:
-                case Send(message):
-                    self._outbox.append(message)
-                case Answer(request_id, parts):
-                    self._answer(request_id, parts)
-                case Fail(request_id, error):
-                    self._fail(request_id, error)
-                case Connect():
-                    self._connect()
-                case Lost(error):
-                    log.debug("lost: %s", error)
-                    self._disconnect()
-                case Greeted(welcome):
-                    log.debug("%s is %s", self.link.address, welcome.server)
-                case _:
-                    pass
-
-    def _flush(self) -> None:
-        socket = self._socket
-        if socket is None:
-            return
-        try:
-            while self._outbox:
-                socket.send_multipart(self._outbox[0], zmq.NOBLOCK, copy=False)
-                self._outbox.popleft()
-        except zmq.Again:
-            self._poller.register(socket, zmq.POLLIN | zmq.POLLOUT)
-        else:
-            self._poller.register(socket, zmq.POLLIN)
-
-    def _connect(self) -> None:
-        self._disconnect()
-        assert self._context is not None
-        socket = self._socket = self._context.socket(zmq.DEALER)
-        socket.linger = 0
-        socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        socket.connect(self.link.address)
-        self._poller.register(socket, zmq.POLLIN)
-
-    def _disconnect(self) -> None:
-        self._outbox.clear()
-        if self._socket is not None:
-            self._poller.unregister(self._socket)
-            self._socket.close(0)
-            self._socket = None
-
-    def _answer(self, request_id: int, parts: tuple[AnswerPart, ...]) -> None:
-        sink = self._forget(request_id)
-        try:
-            result = sink.convert(parts)
-        except EngineFailed as error:
-            _settle(sink.source, error=error)
-        except Exception as error:  # whatever it is, the caller did not cause it
-            log.exception("an answer could not be read")
-            _settle(sink.source, error=EngineFailed(f"unexpected answer: {error!r}"))
-        else:
-            _settle(sink.source, result)
-
-    def _fail(self, request_id: int, error: WeftError) -> None:
-        # Each waiter has its own exception: traceback and notes are not shared.
-        own = from_code(error.code, str(error)) if error.code else error
-        _settle(self._forget(request_id).source, error=own)
-
-    def _fail_all(self, error: WeftError) -> None:
-        for request_id in list(self._sinks):
-            self._fail(request_id, error)
-
-    def _forget(self, request_id: int) -> _Sink:
-        with self._lock:
-            sink = self._sinks.pop(request_id)
-            self._unanswered -= sink.num_bytes
-        sink.owner = None  # before the caller knows: what it drops then is dropped in its thread
-        return sink
-
-
-def _nothing(parts: tuple[AnswerPart, ...]) -> None:
-    return None
-
-
-def _settle(
-    source: "futures.Future[Any]", result: object = None, error: WeftError | None = None
-) -> None:
-    """Resolve a future, unless somebody has cancelled it."""
-    if not source.set_running_or_notify_cancel():
-        return
-    if error is not None:
-        source.set_exception(error)
-    else:
-        source.set_result(result)
 
 
 # --- one connection for all clients that were unpickled in a process ------------------------------
@@ -430,7 +159,7 @@ _shared_lock = threading.Lock()
 def shared_connection(address: str, api_key: str) -> Connection:
     """The connection of this process to an address, for clients that arrive pickled.
 
-    It closes when the last of them is gone.
+    It closes when the last of them is gone. It shows nothing: such processes are often many.
     """
     with _shared_lock:
         key = (os.getpid(), address, api_key)

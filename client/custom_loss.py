@@ -72,7 +72,8 @@ def start(
             source.set_exception(error)
 
     threading.Thread(target=run, name="weft-custom-loss", daemon=True).start()
-    return APIFuture(source, lambda: forward.waiting_for or "the custom loss is on its way")
+    computing = "the custom loss is being computed"
+    return forward.derived(source, lambda: forward.waiting_for or computing)
 
 
 def forward_data(data: Sequence[Datum]) -> list[Datum]:
@@ -84,10 +85,16 @@ def forward_data(data: Sequence[Datum]) -> list[Datum]:
 
 
 def backward_data(data: Sequence[Datum], gradients: Sequence[NumpyArray]) -> list[Datum]:
-    """What the second pass sends: the same with weights -gradient."""
-    return [
-        _with_weights(datum, -gradient) for datum, gradient in zip(data, gradients, strict=True)
-    ]
+    """What the second pass sends: the same with weights -gradient, of what the targets list."""
+    weighted: list[Datum] = []
+    for datum, gradient in zip(data, gradients, strict=True):
+        csr = datum.loss_fn_inputs["target_tokens"].csr
+        if csr is None:
+            weights = TensorData(-gradient)
+        else:
+            weights = TensorData.listed(-csr.collect(gradient), csr)
+        weighted.append(_with_weights(datum, weights))
+    return weighted
 
 
 def evaluate_torch(
@@ -114,7 +121,7 @@ def evaluate_torch(
         if loss.requires_grad:
             found = torch.autograd.grad(loss.sum(), logprobs, allow_unused=True)
     gradients = [
-        np.zeros(len(lp), np.float32) if gradient is None else gradient.float().numpy()
+        np.zeros(lp.shape, np.float32) if gradient is None else gradient.float().numpy()
         for lp, gradient in zip(logprobs, found, strict=True)
     ]
     numbers = {
@@ -130,12 +137,13 @@ def evaluate_numpy(
     """Call a numpy function that differentiates by itself.
 
     Raises:
-        BadRequest: the function does not return (loss, one gradient of N elements a datum).
+        BadRequest: the function does not return (loss, one gradient a datum, in the shape of its
+            log-probabilities).
     """
-    logprobs = [outputs["logprobs"].array for outputs in output.loss_fn_outputs]
+    logprobs = [outputs["logprobs"].to_numpy() for outputs in output.loss_fn_outputs]
     loss, found = _pair(fn(data, logprobs), "(loss, gradients)")
     gradients = [np.asarray(gradient, np.float32) for gradient in found]
-    if [len(g) if g.ndim == 1 else -1 for g in gradients] != [len(lp) for lp in logprobs]:
+    if [g.shape for g in gradients] != [lp.shape for lp in logprobs]:
         raise BadRequest(
             f"the custom loss gave gradients of shapes {[g.shape for g in gradients]}, "
             f"the log-probabilities have {[lp.shape for lp in logprobs]}"
@@ -155,10 +163,10 @@ def finish(
     return ForwardBackwardOutput(loss_fn_outputs=output.loss_fn_outputs, metrics=merged)
 
 
-def _with_weights(datum: Datum, weights: NumpyArray | None) -> Datum:
+def _with_weights(datum: Datum, weights: TensorData | None) -> Datum:
     inputs = {"target_tokens": datum.loss_fn_inputs["target_tokens"]}
     if weights is not None:
-        inputs["weights"] = TensorData(weights)
+        inputs["weights"] = weights
     return Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
 
 

@@ -1,4 +1,4 @@
-"""The two settings that come from the environment; nothing else of the client reads it."""
+"""The settings that come from the environment; nothing else of the client reads it."""
 
 import os
 
@@ -13,3 +13,8 @@ def server_address() -> str:
 def api_key() -> str:
     """WEFT_API_KEY, or "" for a server that asks for none."""
     return os.environ.get("WEFT_API_KEY", "")
+
+
+def is_quiet() -> bool:
+    """Whether WEFT_QUIET asks to say nothing in a terminal."""
+    return os.environ.get("WEFT_QUIET", "") not in ("", "0")

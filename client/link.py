@@ -11,10 +11,11 @@ them it knows, and the others are sent again with the same ids.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import wire
+from .asking import Asking
 from .errors import EngineFailed, WeftError, from_code
 from .limits import LIMITS, limit
 from .messages import (
@@ -31,6 +32,7 @@ from .messages import (
     Resume,
     Welcome,
 )
+from .waiting import Reason
 from .wire import Buffer
 
 CLIENT = "weft-client/1"
@@ -103,7 +105,14 @@ class Happened:
     event: Event
 
 
-Action = Connect | Send | Answer | Fail | Greeted | Lost | Happened
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the server why these requests wait."""
+
+    request_ids: tuple[int, ...]
+
+
+Action = Connect | Send | Answer | Fail | Greeted | Lost | Happened | Ask
 
 
 @dataclass(slots=True)
@@ -115,6 +124,7 @@ class _Pending:
     busy_since: float = 0.0  # the first busy, when num_busy is above 0
     retry_at: float = 0.0  # while it waits because of busy
     detail: str = ""  # why it is busy
+    reason: Reason | None = None  # why it waits, as the server said last
 
     def has_patience(self, now: float) -> bool:
         """Whether to try again after a busy. What asks for memory does not wait for ever."""
@@ -139,6 +149,7 @@ class Link:
         self.address = address
         self.state = "idle"
         self.welcome: Welcome | None = None
+        self.asking = Asking()
         self._jitter = jitter
         self._pending: dict[int, _Pending] = {}
         self._busy: dict[int, _Pending] = {}  # those of pending that have a time to be tried again
@@ -198,6 +209,8 @@ class Link:
             due = [item for item in self._busy.values() if item.retry_at <= now]
             for pending in due:
                 actions += self._transmit(pending, now)
+            if asked := self.asking.ask(now):
+                actions.append(Ask(tuple(asked)))
         if now - self._sent_at >= LIMITS["heartbeat_s"].default:
             actions.append(self._send(Heartbeat(), now))
         return actions
@@ -221,20 +234,42 @@ class Link:
             self._sent_at + LIMITS["heartbeat_s"].default,
         )
         if self.state == "ready":
-            return min([due, *(pending.retry_at for pending in self._busy.values())])
+            asked = self.asking.deadline()
+            asked = due if asked is None else asked
+            return min([due, asked, *(pending.retry_at for pending in self._busy.values())])
         return due
 
-    def describe(self, request_id: int) -> str:
-        """What a request waits for, in words. May be called from any thread."""
+    def explained(self, reasons: Mapping[int, Reason]) -> None:
+        """Take what the server says of requests that wait."""
+        for request_id, reason in reasons.items():
+            pending = self._pending.get(request_id)
+            if pending is not None and pending.is_sent and reason.code != "unknown":
+                pending.reason = reason
+
+    def reason(self, request_id: int, now: float) -> Reason | None:
+        """Why a request waits, as far as it is known here; None when it does not wait.
+
+        May be called from any thread.
+        """
         pending = self._pending.get(request_id)
         if pending is None:
-            return ""
-        what = pending.request.what
+            return None
         if self.state != "ready":
-            return f"{what} waits for a connection to {self.address}"
-        if request_id in self._busy:
-            return f"{what} is tried again, {pending.num_busy} times busy: {pending.detail}"
-        return f"{what} was sent to {self.address} and is not answered yet"
+            return self._unconnected(now)
+        if not pending.is_sent:
+            left = max(0.0, pending.retry_at - now)
+            times = f"{pending.num_busy} time{'s' if pending.num_busy > 1 else ''}"
+            detail = f"{pending.detail}; it is sent again in {left:.1f} s, refused {times} so far"
+            return Reason(code="paused", detail=detail, retry_s=left)
+        sent = f"it was sent to {self.address} and is not answered yet"
+        return pending.reason or Reason(code="sent", detail=sent)
+
+    def describe(self, request_id: int, now: float) -> str:
+        """What a request waits for, in words; "" when it does not wait."""
+        pending, reason = self._pending.get(request_id), self.reason(request_id, now)
+        return (
+            "" if pending is None or reason is None else f"{pending.request.what}: {reason.detail}"
+        )
 
     # --- the stages of a connection ---------------------------------------------------------------
 
@@ -259,6 +294,20 @@ class Link:
             error = from_code("disconnected", text)
             return self._give_up(error, for_good=self.welcome is not None)
         return self._connect(now) if now >= self._attempt_ends else []
+
+    def _unconnected(self, now: float) -> Reason:
+        """Why nothing can be sent or answered."""
+        if self.state == "resume":
+            detail = f"{self.address} is reached again, and asked what it knows"
+            return Reason(code="reconnecting", detail=detail)
+        silent = f"{max(0.0, now - self._silent_since):.0f} s"
+        if self._refusal:
+            detail = f"{self.address} has taken no session for {silent}: {self._refusal}"
+        elif self.welcome is None:
+            detail = f"{self.address} has not answered for {silent}; is a server running there?"
+        else:
+            detail = f"{self.address} was lost {silent} ago, and is tried again"
+        return Reason(code="connecting" if self.welcome is None else "reconnecting", detail=detail)
 
     def _patience_ends(self) -> float:
         name = "connect_s" if self.welcome is None else "reconnect_s"
@@ -376,6 +425,7 @@ class Link:
         pending.is_sent = True
         self._busy.pop(pending.request.request_id, None)
         pending.parts.clear()
+        pending.reason = None
         self._sent_at = now
         return [Send(message) for message in pending.request.messages]
 

@@ -41,6 +41,8 @@ class ServiceClient:
             tcp://127.0.0.1:5757.
         api_key: None takes WEFT_API_KEY.
         context: the ZeroMQ context of an engine in this process, for its inproc:// address.
+        show_waiting: say in a terminal what a wait of the main thread is for once it takes longer
+            than 2 s, in one line of stderr that vanishes; None does unless WEFT_QUIET is set.
 
     Raises:
         BadRequest: no such kind of address.
@@ -54,12 +56,20 @@ class ServiceClient:
         base_url: str | None = None,
         api_key: str | None = None,
         context: "zmq.Context[Any] | None" = None,
+        show_waiting: bool | None = None,
     ) -> None:
         refuse_unserved(project_id=project_id)
         self._address = base_url or environment.server_address()
         self._api_key = environment.api_key() if api_key is None else api_key
         self._metadata = check_metadata(user_metadata)
-        self._session = Session.open(self._address, self._api_key, self._metadata, context)
+        self._show_waiting = show_waiting
+        self._session = Session.open(
+            self._address,
+            self._api_key,
+            self._metadata,
+            context,
+            show_waiting=not environment.is_quiet() if show_waiting is None else show_waiting,
+        )
 
     @property
     def connection(self) -> Connection:
@@ -206,7 +216,7 @@ class ServiceClient:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._address.startswith("inproc://"):
             raise BadRequest("a client of an engine in this process cannot be pickled")
-        return (_restore, (self._metadata, self._address, self._api_key))
+        return (_restore, (self._metadata, self._address, self._api_key, self._show_waiting))
 
     def __repr__(self) -> str:
         return f"ServiceClient(base_url={self._address!r})"
@@ -283,8 +293,10 @@ class ServiceClient:
         return TrainingClient(self._session, info, card)
 
 
-def _restore(metadata: Mapping[str, str], address: str, api_key: str) -> ServiceClient:
-    return ServiceClient(metadata, base_url=address, api_key=api_key)
+def _restore(
+    metadata: Mapping[str, str], address: str, api_key: str, show_waiting: bool | None
+) -> ServiceClient:
+    return ServiceClient(metadata, base_url=address, api_key=api_key, show_waiting=show_waiting)
 
 
 def _check_config(config: LoraConfig) -> None:

@@ -35,10 +35,16 @@ class Session:
         api_key: str,
         user_metadata: Mapping[str, str] | None = None,
         context: "zmq.Context[Any] | None" = None,
+        show_waiting: bool = False,
     ) -> "Session":
         """A session of its own."""
-        metadata = check_metadata(user_metadata)
-        connection = Connection(address, api_key, user_metadata=metadata, context=context)
+        connection = Connection(
+            address,
+            api_key,
+            user_metadata=check_metadata(user_metadata),
+            context=context,
+            show_waiting=show_waiting,
+        )
         return cls(connection, api_key)
 
     def new_run_id(self) -> str:
@@ -78,8 +84,9 @@ class Session:
             except BaseException as error:
                 target.set_exception(error)
 
-        self.query(what, subject).future().add_done_callback(arrive)
-        return APIFuture(target)
+        first = self.query(what, subject)
+        first.future().add_done_callback(arrive)
+        return first.derived(target, lambda: first.waiting_for or f"query: more {what} follow")
 
     def find_card(self, base_model: str) -> ModelCard:
         """The card of a model by name or alias; waits for the server.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import EngineFailed
 
@@ -66,6 +66,7 @@ REASONS: dict[str, Meaning] = {
     "credit": Meaning("server", "it is next, and the worker has enough to do", "less load"),
     "dispatched": Meaning("server", "the worker has it", "nothing"),
     "running": Meaning("server", "the worker computes it, and has got so far", "nothing"),
+    "storing": Meaning("server", "the store of checkpoints works on it", "nothing"),
     "recording": Meaning("server", "it is done, and its outcome is being written", "nothing"),
     "answered": Meaning("server", "its answer is on its way", "a faster link"),
     "stopping": Meaning("server", "the server stops, and finishes what has started", "nothing"),
@@ -79,7 +80,7 @@ def read_reasons(result: Mapping[str, Any], request_ids: Sequence[int]) -> dict[
         EngineFailed: they are not one well-formed reason a request.
     """
     entries = result.get("reasons")
-    if not isinstance(entries, list) or len(entries) != len(request_ids):
+    if not _is_list(entries) or len(entries) != len(request_ids):
         raise EngineFailed(f"no {len(request_ids)} reasons in an answer")
     return {number: _read(entry) for number, entry in zip(request_ids, entries, strict=True)}
 
@@ -88,9 +89,17 @@ _TYPES = {field.name: field.type for field in fields(Reason)}
 
 
 def _read(entry: object) -> Reason:
-    if not isinstance(entry, dict) or not {"code", "detail"} <= entry.keys() <= _TYPES.keys():
+    if not _is_map(entry) or not {"code", "detail"} <= entry.keys() <= _TYPES.keys():
         raise EngineFailed(f"{entry!r} in an answer is no reason")
     for name, value in entry.items():
-        if type(value) is not _TYPES[name] and not (_TYPES[name] is float and type(value) is int):
+        if type(value) is not _TYPES[name]:
             raise EngineFailed(f"a reason's {name} is {value!r} in an answer")
     return Reason(**entry)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_map(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)

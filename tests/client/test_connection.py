@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -35,8 +36,9 @@ from weft.client import (
     Timeout,
     TrainingClient,
 )
-from weft.client import connection as connection_module
+from weft.client import loop as loop_module
 from weft.client.limits import LIMITS, Limit
+from weft.client.waiting import Reason
 
 PROMPT = ModelInput.from_ints([1, 2, 3])
 PARAMS = SamplingParams(max_tokens=4, seed=1)
@@ -153,9 +155,45 @@ def test_a_future_says_what_it_waits_for(broker: FakeBroker, service: ServiceCli
     broker.answers["forward_backward"] = forward_backward
     data = [Datum(PROMPT, {"target_tokens": [2, 3, 4]})]
     run.forward(data, "cross_entropy").result(DEADLINE_S)  # the refusal has arrived before
-    assert pending.waiting_for == "optim_step is tried again, 1 times busy: lane is full"
-    with pytest.raises(Timeout, match=r"no result within 0.01 s: optim_step is tried again"):
+    text = r"optim_step: lane is full; it is sent again in \d+\.\d s, refused 1 time so far"
+    assert re.fullmatch(text, pending.waiting_for)
+    with pytest.raises(Timeout, match=rf"no result within 0.01 s: {text}"):
         pending.result(0.01)
+
+
+def test_whoever_waits_for_long_is_told_why_by_the_server(
+    monkeypatch: pytest.MonkeyPatch, broker: FakeBroker, service: ServiceClient
+) -> None:
+    monkeypatch.setitem(LIMITS, "explain_s", Limit(0.01, "s", "", ""))
+    run = service.create_lora_training_client("tiny")
+    broker.answers["optim_step"] = silent
+    reason = {"code": "queued", "detail": "3rd in your lane", "place": 3}
+    broker.answers["explain"] = lambda header, _: [reply(header, {"reasons": [reason]})]
+    pending = run.optim_step(AdamParams())
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiter = pool.submit(pending.result, 30)
+        (asked, again) = broker.wait_for("explain", 2)[:2]
+        (step,) = broker.wait_for("optim_step")
+        assert asked.request_ids == again.request_ids == [step.request_id]
+        with pytest.raises(Timeout, match=r"0\.1 s: optim_step: 3rd in your lane"):
+            pending.result(0.1)
+        broker.push(reply(step, {"metrics": {}}))
+        assert waiter.result(DEADLINE_S).metrics == {}
+    assert pending.explain() is None
+
+
+def test_a_reason_may_be_asked_for(broker: FakeBroker, service: ServiceClient) -> None:
+    run = service.create_lora_training_client("tiny")
+    broker.answers["optim_step"] = silent
+    reason = {"code": "running", "detail": "3 of 8", "done": 3, "total": 8}
+    broker.answers["explain"] = lambda header, _: [reply(header, {"reasons": [reason]})]
+    pending = run.optim_step(AdamParams())
+    expected = Reason(code="running", detail="3 of 8", done=3, total=8)
+    assert pending.explain(DEADLINE_S) == pending.map(str).explain(DEADLINE_S) == expected
+    assert pending.waiting_for == "optim_step: 3 of 8"
+    broker.answers["explain"] = silent
+    with pytest.raises(Timeout, match=r"inproc://\w+ has not said why within 0.01 s"):
+        pending.explain(0.01)
 
 
 def test_any_number_of_calls_from_any_thread(broker: FakeBroker, service: ServiceClient) -> None:
@@ -177,7 +215,7 @@ def test_unanswered_bytes_are_bounded(
     run = service.create_lora_training_client("tiny")
     broker.answers["optim_step"] = silent
     run.optim_step(AdamParams())
-    monkeypatch.setattr(connection_module, "_MAX_UNANSWERED", 100)
+    monkeypatch.setattr(loop_module, "_MAX_UNANSWERED", 100)
     with pytest.raises(Busy, match="already wait for an answer, at most 100"):
         run.optim_step(AdamParams())
     monkeypatch.undo()

@@ -1,11 +1,15 @@
 """One future for threads and coroutines."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent import futures
 
 import pytest
 
 from weft.client import APIFuture, BadRequest, Timeout
+from weft.client import futures as futures_module
+from weft.client.limits import LIMITS, Limit
+from weft.client.waiting import Reason
 
 
 def make(describe: str = "") -> "tuple[futures.Future[int], APIFuture[int]]":
@@ -83,3 +87,80 @@ def test_a_mapped_future_has_the_mapped_result_or_failure() -> None:
     assert doubled.result(1) == 14
     with pytest.raises(ZeroDivisionError):
         failed.result(1)
+
+
+class Recorder:
+    """A watch that notes what it is told, and ends the wait at its second turn."""
+
+    def __init__(self, source: "futures.Future[int]") -> None:
+        self.source = source
+        self.told: list[str] = []
+
+    def begin(self, since: float, describe: Callable[[], str]) -> Callable[[], None]:
+        self.told.append(f"begin {describe()}")
+        return lambda: self.told.append("end")
+
+    def refresh(self) -> None:
+        self.told.append("refresh")
+        if self.told.count("refresh") == 2:
+            self.source.set_result(7)
+
+    def explain(self, timeout: float) -> Reason | None:
+        return None
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    monkeypatch.setitem(LIMITS, "explain_s", Limit(0.001, "s", "", ""))
+    monkeypatch.setattr(futures_module, "REFRESH_S", 0.001)
+    source, _ = make()
+    return Recorder(source)
+
+
+@pytest.mark.parametrize("form", ["result", "bounded result", "await", "mapped"])
+def test_a_wait_that_lasts_is_watched_until_it_ends(recorder: Recorder, form: str) -> None:
+    future = APIFuture(recorder.source, lambda: "step is queued", recorder)
+
+    async def wait() -> int:
+        return await future
+
+    match form:
+        case "result":
+            assert future.result() == 7
+        case "bounded result":
+            assert future.result(60) == 7
+        case "await":
+            assert asyncio.run(wait()) == 7
+        case _:
+            assert future.map(lambda value: 2 * value).result() == 14
+    assert recorder.told == ["begin step is queued", "refresh", "refresh", "end"]
+
+
+def test_a_short_wait_and_a_finished_one_are_not_watched(recorder: Recorder) -> None:
+    future = APIFuture(recorder.source, lambda: "step is queued", recorder)
+    with pytest.raises(Timeout):
+        future.result(0.0005)
+    recorder.source.set_result(7)
+    assert future.result() == 7
+    assert recorder.told == []
+
+
+def test_a_watched_wait_that_is_given_up_is_over(recorder: Recorder) -> None:
+    future = APIFuture(recorder.source, watch=recorder)
+
+    async def wait() -> None:
+        waiter = asyncio.ensure_future(future.coroutine())
+        while not recorder.told:
+            await asyncio.sleep(0)
+        waiter.cancel()
+        await asyncio.wait([waiter])
+
+    asyncio.run(wait())
+    assert recorder.told[-1] == "end"
+
+
+def test_what_no_server_knows_is_explained_by_its_own_words(recorder: Recorder) -> None:
+    future = APIFuture(recorder.source, lambda: "the loss is computed", recorder)
+    assert future.explain() == Reason(code="computing", detail="the loss is computed")
+    recorder.source.set_result(7)
+    assert future.explain() is None

@@ -11,6 +11,7 @@ from weft.client.link import (
     Action,
     Answer,
     AnswerPart,
+    Ask,
     Connect,
     Fail,
     Greeted,
@@ -33,6 +34,7 @@ from weft.client.messages import (
     Resume,
     Welcome,
 )
+from weft.client.waiting import Reason
 
 HELLO = Hello(versions=[1], session_id="5" * 32)
 WELCOME = Welcome(version=1, session_id="5" * 32, server="s", models=[], limits={})
@@ -145,11 +147,12 @@ def test_busy_is_tried_again_and_says_so() -> None:
     link = ready_link(1)
     busy = Failure(request_id=1, code="busy", detail="lane is full", retry_after_s=0.25)
     assert link.receive(busy, [], 1.0) == []
-    assert link.describe(1) == "optim_step is tried again, 1 times busy: lane is full"
+    text = "optim_step: lane is full; it is sent again in 0.2 s, refused 1 time so far"
+    assert link.describe(1, 1.05) == text
     assert link.deadline() == 1.25
     assert link.tick(1.2) == []
     assert link.tick(1.25) == sent(1)
-    assert link.describe(1).endswith("is not answered yet")
+    assert link.describe(1, 1.25).endswith("is not answered yet")
 
 
 def test_the_pause_of_a_busy_request_doubles_up_to_a_limit() -> None:
@@ -326,8 +329,55 @@ def test_events_are_passed_on() -> None:
 def test_a_waiting_request_says_for_what() -> None:
     link = make_link()
     link.submit(request(1), 0.0)
-    before = link.describe(1)
-    link.receive(WELCOME, [], 0.0)
-    assert before == "optim_step waits for a connection to tcp://there"
-    assert link.describe(1) == "optim_step was sent to tcp://there and is not answered yet"
-    assert link.describe(2) == ""
+    before = link.describe(1, 3.0)
+    link.receive(WELCOME, [], 3.0)
+    text = "optim_step: tcp://there has not answered for 3 s; is a server running there?"
+    assert before == text
+    text = "optim_step: it was sent to tcp://there and is not answered yet"
+    assert link.describe(1, 3.0) == text
+    assert (link.describe(2, 3.0), link.reason(2, 3.0)) == ("", None)
+
+
+def test_a_server_that_takes_no_session_is_quoted() -> None:
+    link = make_link()
+    link.submit(request(1), 0.0)
+    refusal = Failure(request_id=0, code="stopping", detail="the server is shutting down")
+    link.receive(refusal, [], 1.0)
+    detail = "tcp://there has taken no session for 2 s: the server is shutting down"
+    assert link.reason(1, 2.0) == Reason(code="connecting", detail=detail)
+
+
+def test_a_lost_server_is_told_apart_from_one_that_was_never_there() -> None:
+    link = ready_link(1)
+    link.tick(LIVENESS_S)
+    detail = "tcp://there was lost 5 s ago, and is tried again"
+    assert link.reason(1, LIVENESS_S + 5) == Reason(code="reconnecting", detail=detail)
+    link.receive(WELCOME, [], LIVENESS_S + 5)
+    reason = link.reason(1, LIVENESS_S + 5)
+    assert reason is not None
+    assert (link.state, reason.code) == ("resume", "reconnecting")
+
+
+def test_the_server_is_asked_why_and_its_reason_is_told_until_the_request_is_sent_again() -> None:
+    link = ready_link(1)
+    link.asking.began(1, since=0.0)
+    assert link.deadline() == LIMITS["explain_s"].default
+    assert link.tick(2.0) == [Ask((1,))]
+    queued = Reason(code="queued", detail="2nd in your lane", place=2)
+    link.explained({1: queued, 9: queued})
+    assert link.describe(1, 2.0) == "optim_step: 2nd in your lane"
+    link.explained({1: Reason(code="unknown", detail="")})
+    assert link.reason(1, 2.0) == queued
+    busy = Failure(request_id=1, code="busy", detail="full", retry_after_s=0.25)
+    link.receive(busy, [], 2.0)
+    link.tick(2.5)
+    reason = link.reason(1, 2.5)
+    assert reason is not None
+    assert reason.code == "sent"
+
+
+def test_a_server_that_cannot_be_reached_is_not_asked() -> None:
+    link = make_link()
+    link.submit(request(1), 0.0)
+    link.asking.began(1, since=0.0)
+    assert Ask((1,)) not in link.tick(2.0)

@@ -22,6 +22,26 @@ RUN = "0" * 32 + ":train:0"
 STATE = f"weft://{RUN}/weights/a"
 
 
+@pytest.mark.parametrize(
+    ("asked", "quiet", "is_shown"),
+    [
+        pytest.param(None, "", True, id="default"),
+        pytest.param(None, "0", True, id="not quiet"),
+        pytest.param(None, "1", False, id="quiet"),
+        pytest.param(True, "1", True, id="asked for"),
+        pytest.param(False, "", False, id="not wanted"),
+    ],
+)
+def test_what_a_wait_is_for_is_shown_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: bool | None, quiet: str, is_shown: bool
+) -> None:
+    monkeypatch.setenv("WEFT_QUIET", quiet)
+    with ServiceClient(base_url="tcp://127.0.0.1:1", show_waiting=asked) as service:
+        assert service.connection.shows_waiting is is_shown
+        with pickle.loads(pickle.dumps(service)) as copy:
+            assert copy.connection.shows_waiting is is_shown
+
+
 def test_capabilities_name_the_models(service: ServiceClient) -> None:
     (model,) = service.get_server_capabilities().supported_models
     assert (model.model_name, model.max_context_length, model.aliases) == ("tiny", 64, ["org/tiny"])
