@@ -1,5 +1,7 @@
 """Requests at the door: repeated, refused, asked to come back, held, or made ready."""
 
+from dataclasses import replace
+
 from ...client.errors import BadRequest, Busy, WeftError
 from ...client.messages import (
     Cancel,
@@ -8,17 +10,18 @@ from ...client.messages import (
     Command,
     CreateRun,
     CreateSampler,
+    ForkRun,
     ForwardBackward,
     Request,
     Sample,
     SaveForSampler,
     Void,
 )
-from ...client.paths import format_run_id
 from .answers import Answers
 from .books import Books
 from .checks import (
     check_command,
+    check_run_id,
     check_sample,
     check_sampler,
     check_sampler_id,
@@ -75,6 +78,8 @@ class Accepting:
             self._use_up(session, run, header, error)
             return
         self._check_room(session, run, header.seq, size * num_parts)
+        if type(header) is ForkRun:
+            self._check_runs(session)
         work = self._enter(session, run, header, num_parts)
         work.reserved = size * num_parts
         session.waiting_bytes += work.reserved
@@ -83,6 +88,8 @@ class Accepting:
             work.model = create_model(self._books, session, header)
         elif type(header) is SaveForSampler and header.sampler_id:
             work.sampler = self._open_sampler(session, header.sampler_id, run.run_id)
+        elif type(header) is ForkRun:
+            work.fork = self._add_fork(session, run, header)
         self._take(work, message, header, size)
 
     def malformed(self, session: Session, run_id: str, seq: int) -> None:
@@ -189,10 +196,11 @@ class Accepting:
         work = session.requests.get(header.target_id)
         if work is None:
             raise BadRequest(f"no unfinished request {header.target_id}", "not_found")
-        if not work.is_waiting:
+        if work.is_waiting:
+            self._dispatcher.unqueue(work)
+            self._outcomes.failed(work, "cancelled", "withdrawn by the client")
+        elif work.code != "cancelled":  # otherwise this is a repeat
             raise BadRequest(f"request {header.target_id} has started", "too_late")
-        self._dispatcher.unqueue(work)
-        self._outcomes.failed(work, "cancelled", "withdrawn by the client")
         self._books.reply(session, header.request_id, {})
 
     def _take(
@@ -294,17 +302,30 @@ class Accepting:
         if not isinstance(header, CreateRun):
             return find_run(self._books, session, header.run_id)
         self._refuse_when_stopping()
-        number = header.run_id.rpartition(":")[2]
-        is_number = number.isascii() and number.isdecimal() and len(number) < 10
-        if not is_number or header.run_id != format_run_id(session.session_id, int(number)):
-            raise BadRequest(f"run id {header.run_id[:80]!r} is not <session_id>:train:<n>")
+        check_run_id(session, header.run_id)
+        self._check_runs(session)
+        run = self._books.runs[header.run_id] = Run(session, header)
+        session.runs.add(run.run_id)
+        return run
+
+    def _add_fork(self, session: Session, source: Run, header: ForkRun) -> Run:
+        """Enter the run that a fork will make; its number 0 is used up."""
+        create = replace(
+            source.header, run_id=header.new_run_id, user_metadata=header.user_metadata
+        )
+        run = self._books.runs[header.new_run_id] = Run(session, create)
+        run.forked_from = source.run_id
+        run.log.begin_at_one()
+        run.last_used = self._books.now
+        session.runs.add(run.run_id)
+        return run
+
+    def _check_runs(self, session: Session) -> None:
+        """Raise Busy when no further run may be opened."""
         if len(session.runs) >= self._config.runs:
             raise Busy(f"{len(session.runs)} runs of this session are open")
         if len(self._books.runs) - len(self._books.ended_runs) >= self._config.total_runs:
             raise Busy(f"{self._config.total_runs} runs are open")
-        run = self._books.runs[header.run_id] = Run(session, header)
-        session.runs.add(run.run_id)
-        return run
 
     def _open_sampler(self, session: Session, sampler_id: str, run_id: str) -> Sampler:
         check_sampler_id(self._books, session, sampler_id)

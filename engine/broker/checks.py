@@ -10,6 +10,7 @@ from ...client.messages import (
     Command,
     CreateRun,
     CreateSampler,
+    ForkRun,
     ForwardBackward,
     LoadState,
     ModelCard,
@@ -18,7 +19,7 @@ from ...client.messages import (
     SaveForSampler,
     SaveState,
 )
-from ...client.paths import CheckpointPath, check_name
+from ...client.paths import CheckpointPath, check_name, format_run_id
 from .books import Books
 from .leases import Run
 from .sessions import Session
@@ -39,6 +40,10 @@ def check_command(books: Books, session: Session, run: Run, header: Command) -> 
             _check_pass(header)
         case CreateRun():
             _check_create(books, session, header)
+        case ForkRun():
+            check_run_id(session, header.new_run_id)
+            if header.new_run_id in books.runs:
+                raise Conflict(f"run {header.new_run_id} exists")
         case SaveState():
             path = str(CheckpointPath(run.run_id, "weights", check_name(header.name)))
             _check_free(books, session, path, header.overwrite)
@@ -53,6 +58,14 @@ def check_command(books: Books, session: Session, run: Run, header: Command) -> 
         case LoadState():
             if not _is_being_saved(run, header):
                 books.catalog.find(header.path, session.tenant, "weights")
+
+
+def check_run_id(session: Session, run_id: str) -> None:
+    """Raise unless the id is of this session's form."""
+    number = run_id.rpartition(":")[2]
+    is_number = number.isascii() and number.isdecimal() and len(number) < 10
+    if not is_number or run_id != format_run_id(session.session_id, int(number)):
+        raise BadRequest(f"run id {run_id[:80]!r} is not <session_id>:train:<n>")
 
 
 def check_sampler(books: Books, session: Session, header: CreateSampler) -> str:

@@ -26,6 +26,7 @@ from ...client.messages import (
     Done,
     Explain,
     Failed,
+    ForkRun,
     ForwardBackward,
     Goodbye,
     Header,
@@ -82,7 +83,7 @@ from .work import State
 
 MAX_EXPLAINED = limit("explained_ids")
 
-_COMMANDS = (CreateRun, ForwardBackward, OptimStep, SaveState, LoadState, SaveForSampler)
+_COMMANDS = (CreateRun, ForwardBackward, OptimStep, SaveState, LoadState, SaveForSampler, ForkRun)
 
 
 class BrokerCore:
@@ -176,12 +177,16 @@ class BrokerCore:
         for run in books.runs.values():
             run.log.check_integrity()
             due = run.log.commands.get(run.log.next_seq)
-            is_stuck = due is not None and due.state is State.HELD and not due.missing
+            is_whole = due is not None and due.state is State.HELD and not due.missing
+            is_stuck = is_whole and not run.log.is_paused
             assert not (
                 is_stuck and (run.phase is Phase.OPEN or (due is not None and due.seq == 0))
             )
             assert not (run.code and run.log.held())
             assert run.code or run.worker is not None or not run.session.is_ended
+            if run.forked_from and run.phase is Phase.OPENING:
+                forks = books.runs[run.forked_from].log.commands.values()
+                assert any(work.fork is run and not work.is_over for work in forks)
         for sampler in books.samplers.values():
             assert sampler.sampler_id in sampler.session.samplers
             assert not sampler.session.is_ended

@@ -7,6 +7,7 @@ from ...client.messages import (
     Dispatch,
     Done,
     Failed,
+    ForkRun,
     Sample,
     SaveForSampler,
     Underway,
@@ -129,6 +130,8 @@ class Dispatcher:
             self._requeue(work)
         elif header.code == "busy" and type(work.header) is CreateRun:
             self._outcomes.create_later(work, header.detail)
+        elif header.code == "busy" and type(work.header) is ForkRun:
+            self._fork_later(worker, work, header.detail)
         else:
             self._outcomes.failed(work, header.code, header.detail)
         if window is not None:
@@ -187,12 +190,14 @@ class Dispatcher:
         """Close a run: what is unfinished fails with `code`, the worker forgets it."""
         worker = run.worker
         self._books.end_run(run, Phase.CLOSED, later_code, detail)
-        withdrawn = []
+        withdrawn, gone = [], [run.run_id]
         for work in list(run.log.commands.values()):
             if work.state is State.QUEUED:
                 self.unqueue(work)
             elif work.state is State.DISPATCHED and work.worker is not None:
                 withdrawn.append(work.dispatch_id)
+                if work.fork is not None:  # the worker may have made it already
+                    gone.append(work.fork.run_id)
                 self._finish(work.worker, work)
             elif work.state is not State.HELD:
                 continue
@@ -201,7 +206,7 @@ class Dispatcher:
             while len(withdrawn) > MAX_IDS:  # more would not fit into a header
                 self._send(worker, Withdraw(dispatch_ids=withdrawn[:MAX_IDS]))
                 del withdrawn[:MAX_IDS]
-            self._send(worker, Withdraw(dispatch_ids=withdrawn, run_ids=[run.run_id]))
+            self._send(worker, Withdraw(dispatch_ids=withdrawn, run_ids=gone))
             self._pump(worker, worker.train)
 
     def limit_expired(self) -> None:
@@ -271,13 +276,27 @@ class Dispatcher:
 
     def _assign(self, work: Work, worker: Worker) -> None:
         if work.run is not None:
-            work.run.worker = worker
-            work.run.epoch += 1
-            worker.runs[work.run.run_id] = work.run
-            self._answers.persist(Placed(work.run.run_id, worker.worker_id, work.run.epoch))
+            self._lease(work.run, worker)
         elif work.sampler is not None:
             work.sampler.worker = worker
             worker.samplers[work.sampler.sampler_id] = work.sampler
+
+    def _lease(self, run: Run, worker: Worker) -> None:
+        run.worker = worker
+        run.epoch += 1
+        worker.runs[run.run_id] = run
+        self._answers.persist(Placed(run.run_id, worker.worker_id, run.epoch))
+
+    def _fork_later(self, worker: Worker, work: Work, detail: str) -> None:
+        """A worker has no room for a fork: make some, or let the client come back."""
+        fork = work.fork
+        if fork is not None and fork.worker is not None:
+            worker.runs.pop(fork.run_id, None)
+            fork.worker = None
+        if self._evict(worker):
+            self._requeue(work)
+        else:
+            self._outcomes.fork_later(work, detail)
 
     def _unassign(self, work: Work) -> None:
         for holder in (work.run, work.sampler):
@@ -310,11 +329,13 @@ class Dispatcher:
         )
         for frames in work.parts:
             self._books.actions.append(ToWorker(worker.peer, header, frames))
-        if isinstance(work.header, Command) and not work.model:
+        if isinstance(work.header, Command) and not work.model and work.fork is None:
             work.parts = []
         if type(work.header) is SaveForSampler and work.sampler is not None:
             work.sampler.worker = worker
             worker.samplers[work.sampler.sampler_id] = work.sampler
+        elif work.fork is not None and work.fork.phase is Phase.OPENING:
+            self._lease(work.fork, worker)
         if self._books.sessions.watchers:
             fields = {"kind": work.header.kind, "lane": work.lane, "request_id": work.request_id}
             self._books.note("dispatched", work.session.tenant, fields)

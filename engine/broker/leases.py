@@ -33,6 +33,7 @@ class Run:
         "detail",
         "epoch",
         "failed_calls",
+        "forked_from",
         "header",
         "info",
         "lane",
@@ -50,13 +51,14 @@ class Run:
         self.tenant = session.tenant
         self.session = session  # that keeps it; when ended, the tenant's other sessions may go on
         self.lane = session.lane
-        self.header = header
+        self.header = header  # of a fork: what would have made it anew
+        self.forked_from = ""  # the run that it began as a copy of
         self.log = RunLog()
         self.last_used = 0.0  # when its last command came
         self.worker: Worker | None = None
         self.epoch = 0  # of its lease
         self.phase = Phase.OPENING
-        self.info: dict[str, Any] = {}  # the worker's answer to create_run
+        self.info: dict[str, Any] = {}  # the worker's answer to create_run or fork_run
         # Numbers of the latest forward_backwards that failed since an optimizer step, and why.
         self.failed_calls: deque[tuple[int, str]] = deque(maxlen=MAX_FAILED_CALLS)
         self.code = ""  # why later commands fail, once lost or closed

@@ -8,6 +8,7 @@ from ...client.errors import BadRequest
 from ...client.messages import (
     CreateRun,
     CreateSampler,
+    ForkRun,
     ForwardBackward,
     OptimStep,
     Reply,
@@ -36,6 +37,7 @@ class Outcomes:
         self._on_done: dict[type, Callable[[Work, Frames], None]] = {
             CreateRun: self._run_opened,
             CreateSampler: self._sampler_opened,
+            ForkRun: self._run_forked,
             SaveForSampler: self._weights_saved,
             SaveState: self._state_saved,
         }
@@ -43,7 +45,8 @@ class Outcomes:
     def release(self, run: Run) -> None:
         """Make ready the commands of a run whose turn has come."""
         self.ready.extend(run.log.due(run.phase is Phase.OPEN))
-        if run.phase is Phase.OPENING and run.log.next_seq and 0 not in run.log.commands:
+        is_given_up = run.log.next_seq and 0 not in run.log.commands and not run.forked_from
+        if run.phase is Phase.OPENING and is_given_up:
             self.never_created(run, "its number 0 was given up")
 
     def done(self, work: Work, replies: Sequence[Frames]) -> None:
@@ -63,6 +66,8 @@ class Outcomes:
         self._answers.settle(work, [(None, frames) for frames in replies])
         if kind is Sample:
             self._sampled(work)
+        elif kind in (CreateRun, ForkRun) and work.run is not None:
+            self.release(work.run)
         elif kind is OptimStep and work.run is not None:
             failed_calls = work.run.failed_calls
             later = [call for call in failed_calls if call[0] > work.seq]
@@ -82,6 +87,8 @@ class Outcomes:
         self._answers.fail(work, code, detail)
         if type(header) is CreateRun and run is not None and run.phase is Phase.OPENING:
             self.never_created(run, detail)
+        elif work.fork is not None and work.fork.phase is Phase.OPENING:
+            self.never_created(work.fork, detail)
         elif isinstance(header, CreateSampler | SaveForSampler):
             sampler = self._books.samplers.get(header.sampler_id)
             if sampler is not None and sampler is work.sampler:
@@ -102,12 +109,30 @@ class Outcomes:
         if run is None:
             raise AssertionError("a create_run without its run")
         self._answers.give_back(work, detail)
-        run.log.restart()
+        run.log.give_back(work)
         if run.worker is not None:
             run.worker.runs.pop(run.run_id, None)
             run.worker = None
         if run.session.is_ended:
             self.never_created(run, "its session ended")
+
+    def fork_later(self, work: Work, detail: str) -> None:
+        """The memory of the worker is full: the fork may be asked for again under its number.
+
+        The commands after it wait until it is, or until its number is voided. Those that came
+        early for the new run fail.
+        """
+        run, fork = work.run, work.fork
+        if run is None or fork is None:
+            raise AssertionError("a fork_run without its runs")
+        can_wait = fork.phase is Phase.OPENING and not work.session.is_ended
+        if not can_wait or not run.log.give_back(work):
+            self.failed(work, "busy", detail)
+            return
+        self._answers.give_back(work, detail)
+        self._books.runs.pop(fork.run_id)
+        fork.session.runs.discard(fork.run_id)
+        self.fail_held(fork, "not_found", f"run {fork.run_id!r} was not created: {detail}")
 
     def never_created(self, run: Run, reason: str) -> None:
         """Nobody will ask for this run again."""
@@ -146,7 +171,22 @@ class Outcomes:
         run = work.run
         if run is None:
             raise AssertionError("a create_run without its run")
-        run.info = result
+        self._open_run(run, result)
+
+    def _run_forked(self, work: Work, frames: Frames) -> None:
+        result = _read_result(frames)
+        worker = work.run.worker if work.run is not None else None
+        if work.fork is None or worker is None:
+            raise AssertionError("a fork_run without its runs")
+        if work.fork.phase is Phase.OPENING:
+            self._open_run(work.fork, result)
+        else:  # it was closed before it was there
+            worker.last_sent = self._books.now
+            header = Withdraw(run_ids=[work.fork.run_id])
+            self._books.actions.append(ToWorker(worker.peer, header))
+
+    def _open_run(self, run: Run, info: dict[str, Any]) -> None:
+        run.info = info
         run.phase = Phase.OPEN
         self.release(run)
         self._books.note("run_created", run.tenant, {"run_id": run.run_id, "lane": run.lane})

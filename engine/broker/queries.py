@@ -129,6 +129,7 @@ class Queries:
             "detail": run.detail,
             "next_seq": run.log.next_seq,
             "last_request_time": run.last_used + self._books.wall_offset,
+            "forked_from": run.forked_from,
             "user_metadata": header.user_metadata,
         }
 

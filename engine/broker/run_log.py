@@ -8,6 +8,7 @@ that nothing can wedge a run.
 from bisect import insort
 from collections import deque
 
+from ...client.messages import CreateRun, ForkRun
 from .work import State, Work
 
 MAX_FATES = 1024
@@ -16,12 +17,13 @@ MAX_FATES = 1024
 class RunLog:
     """Commands by number, and the ranges of numbers that were given up ahead of their turn."""
 
-    __slots__ = ("_fates", "_voids", "commands", "next_seq", "num_held")
+    __slots__ = ("_fates", "_first", "_voids", "commands", "next_seq", "num_held")
 
     def __init__(self) -> None:
         self.next_seq = 0
         self.commands: dict[int, Work] = {}  # all that are remembered
         self.num_held = 0
+        self._first: Work | None = None  # the latest command that may be given back
         self._voids: list[tuple[int, int]] = []  # first and last, sorted, apart
         # Ranges used up without effect, and the error code of each; the latest ones.
         self._fates: deque[tuple[int, int, str]] = deque(maxlen=MAX_FATES)
@@ -30,6 +32,11 @@ class RunLog:
     def num_voids(self) -> int:
         """How many ranges are voided ahead of their turn."""
         return len(self._voids)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is due because a command is under way that may be given back."""
+        return self._first is not None and self._first.is_underway
 
     def is_used(self, seq: int) -> bool:
         """Whether a number is used up."""
@@ -50,11 +57,13 @@ class RunLog:
     def due(self, can_start: bool) -> list[Work]:
         """Take the commands whose turn has come, in order; they become queued.
 
+        After a command that may be given back nothing is taken until its outcome is known.
+
         Args:
             can_start: the run exists; before that only number 0 may go.
         """
         taken: list[Work] = []
-        while True:
+        while not self.is_paused:
             work = self.commands.get(self.next_seq)
             if work is not None:
                 if work.state is State.HELD:
@@ -63,11 +72,14 @@ class RunLog:
                     work.state = State.QUEUED
                     self.num_held -= 1
                     taken.append(work)
+                    if isinstance(work.header, CreateRun | ForkRun):
+                        self._first = work
                 self.next_seq += 1
             elif self._voids and self._voids[0][0] <= self.next_seq:
                 self._skip()
             else:
                 return taken
+        return taken
 
     def void(self, first: int, last: int) -> list[Work]:
         """Use up the numbers first..last as far as nothing whole has come under them.
@@ -93,10 +105,18 @@ class RunLog:
         if work.seq >= self.next_seq:
             self.void(work.seq, work.seq)
 
-    def restart(self) -> None:
-        """Give number 0 back: the run was not created and may be asked for again."""
-        self.next_seq = 0
-        del self.commands[0]
+    def give_back(self, work: Work) -> bool:
+        """Let the command that was taken last be sent again under its number; whether it may be."""
+        is_last = self.next_seq == work.seq + 1
+        if is_last:
+            self.next_seq = work.seq
+            del self.commands[work.seq]
+        return is_last
+
+    def begin_at_one(self) -> None:
+        """Use up number 0: the run is made by a command of another run."""
+        self.next_seq = 1
+        self._fates.append((0, 0, "conflict"))
 
     def use_up(self) -> None:
         """Use up every number seen so far, and all below: their session has ended."""

@@ -47,6 +47,7 @@ class Work:
         "digests",
         "dispatch_id",
         "epoch",
+        "fork",
         "header",
         "lane",
         "missing",
@@ -78,6 +79,7 @@ class Work:
         self.run: Run | None = None  # of a command
         self.seq = -1
         self.sampler: Sampler | None = None  # that a sample goes to, or that the request opens
+        self.fork: Run | None = None  # the run that a fork_run makes
         self.model = ""  # any worker with this base model may serve it
         self.state = State.HELD
         self.missing = num_parts
@@ -130,6 +132,16 @@ class Work:
     def is_waiting(self) -> bool:
         """Whether no worker has it yet, and none needs to know when it is dropped."""
         return self.state in (State.HELD, State.QUEUED)
+
+    @property
+    def is_underway(self) -> bool:
+        """Whether it is on its way to an outcome that is not known."""
+        return self.state in (State.QUEUED, State.DISPATCHED)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its outcome is known."""
+        return not (self.is_waiting or self.is_underway)
 
     @property
     def has_arrived(self) -> bool:

@@ -9,6 +9,7 @@ from weft.client.messages import (
     Dispatch,
     Done,
     Failed,
+    ForkRun,
     ForwardBackward,
     Header,
     Hello,
@@ -220,6 +221,15 @@ def optim_step(seq: int, **fields: Any) -> OptimStep:
         "grad_clip_norm": 0.0,
     }
     return OptimStep(seq=seq, **given | fields)
+
+
+def fork_run(seq: int, new_run_id: str = f"{SESSION}:train:1", **fields: Any) -> ForkRun:
+    given: dict[str, Any] = {
+        "request_id": 10 + seq,
+        "run_id": RUN,
+        "digest": digest(f"fork{seq}"),
+    }
+    return ForkRun(seq=seq, new_run_id=new_run_id, **given | fields)
 
 
 def save_state(seq: int, name: str = "state", **fields: Any) -> SaveState:

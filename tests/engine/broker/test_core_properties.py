@@ -10,6 +10,7 @@ from core_bench import (
     CoreBench,
     create_run,
     create_sampler,
+    fork_run,
     forward_backward,
     optim_step,
     ready_bench,
@@ -46,7 +47,7 @@ from weft.engine.broker.events import (
 
 def random_message(source: random.Random, session: str) -> Header:
     """Something a client might send: right, repeated, early, foreign or absurd."""
-    run = f"{session}:train:{source.randrange(2)}"
+    run = f"{session}:train:{source.randrange(3)}"
     sampler = f"{session}:sample:{source.randrange(3)}"
     seq, number = source.randrange(12), source.randrange(1, 60)
     common: dict[str, Any] = {"run_id": run, "request_id": number}
@@ -57,6 +58,8 @@ def random_message(source: random.Random, session: str) -> Header:
             seq, part=source.randrange(3), num_parts=source.choice([2, 2, 3]), **common
         ),
         optim_step(seq, **common),
+        fork_run(seq, f"{session}:train:{source.randrange(3)}", **common),
+        fork_run(seq, f"{session}:train:{source.randrange(3)}", **common),
         save_state(seq, **common, overwrite=source.random() < 0.5),
         save_for_sampler(seq, **common, sampler_id=sampler),
         LoadState(

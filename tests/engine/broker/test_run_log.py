@@ -1,6 +1,6 @@
 """Numbers of a run: held, due, voided, used up."""
 
-from core_bench import OTHER, optim_step
+from core_bench import OTHER, fork_run, optim_step
 
 from weft.engine.broker.run_log import MAX_FATES, RunLog
 from weft.engine.broker.sessions import Session
@@ -15,6 +15,21 @@ def arrive(log: RunLog, seq: int, missing: int = 0) -> Work:
     log.add(work)
     log.check_integrity()
     return work
+
+
+def arrive_fork(log: RunLog, seq: int) -> Work:
+    work = Work(SESSION, fork_run(seq), "lane")
+    work.seq, work.missing = seq, 0
+    log.add(work)
+    return work
+
+
+def started_log() -> RunLog:
+    """A log whose number 0 is used up."""
+    log = RunLog()
+    arrive(log, 0)
+    due(log)
+    return log
 
 
 def due(log: RunLog, can_start: bool = True) -> list[int]:
@@ -116,8 +131,53 @@ def test_only_the_latest_fates_are_kept() -> None:
 
 def test_number_0_can_be_given_back() -> None:
     log = RunLog()
+    work = arrive(log, 0)
+    assert due(log, can_start=False) == [0]
+    log.give_back(work)
     arrive(log, 0)
     assert due(log, can_start=False) == [0]
-    log.restart()
-    arrive(log, 0)
-    assert due(log, can_start=False) == [0]
+
+
+def test_nothing_is_due_until_a_fork_has_its_outcome() -> None:
+    log = started_log()
+    fork = arrive_fork(log, 1)
+    arrive(log, 2)
+    assert due(log) == [1]
+    fork.state = State.DISPATCHED
+    assert due(log) == []
+    assert log.is_paused
+    fork.state = State.SETTLED
+    assert due(log) == [2]
+
+
+def test_a_fork_that_is_given_back_keeps_the_later_numbers_waiting() -> None:
+    log = started_log()
+    fork = arrive_fork(log, 1)
+    log.void(2, 2)
+    arrive(log, 3)
+    assert due(log) == [1]
+    fork.state = State.FORGOTTEN
+    assert log.give_back(fork)
+    assert due(log) == []
+    arrive_fork(log, 1).state = State.FINISHED
+    log.num_held -= 1
+    assert due(log) == [3]
+
+
+def test_a_number_is_not_given_back_once_later_ones_are_used_up() -> None:
+    log = started_log()
+    fork = arrive_fork(log, 1)
+    due(log)
+    log.void(2, 5)
+    log.use_up()
+    assert not log.give_back(fork)
+    assert log.is_used(1)
+
+
+def test_a_run_that_begins_as_a_fork_has_used_up_number_0() -> None:
+    log = RunLog()
+    log.begin_at_one()
+    arrive(log, 1)
+    assert (log.is_used(0), log.fate(0)) == (True, "conflict")
+    assert due(log, can_start=False) == []
+    assert due(log) == [1]
