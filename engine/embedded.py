@@ -19,7 +19,7 @@ from ..client.errors import Disconnected, EngineFailed, WeftError
 from ..client.limits import LIMITS
 from ..client.service import ServiceClient
 from .broker.shell import Broker
-from .files.store import CheckpointFiles
+from .files.store import CheckpointFiles, Claim
 from .worker.config import WorkerConfig
 from .worker.launch import STOP_S as WORKER_STOP_S
 from .worker.launch import WorkerProcess
@@ -93,13 +93,16 @@ class Engine:
             else f"inproc://weft-worker-{secrets.token_hex(8)}"
         )
         secret = secrets.token_hex(16)
+        files = CheckpointFiles(root)
+        self._claim: Claim | None = None
         try:
+            self._claim = files.claim()
             self._broker = Broker(
                 [self.address, *self.config.listen],
                 back,
                 secret=secret,
                 server=f"weft {version('weft')}",
-                checkpoints=CheckpointFiles(root).scan(),
+                files=files,
                 insecure=insecure,
                 context=self._context,
                 on_ready=self._ready.set,
@@ -156,6 +159,8 @@ class Engine:
         if self._thread is not None:
             self._thread.join(timeout=STOP_S)
         self._context.destroy(linger=0)
+        if self._claim is not None:
+            self._claim.release()
         self._temporary.cleanup()
 
     def __enter__(self) -> "Engine":

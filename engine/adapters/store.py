@@ -298,13 +298,15 @@ class AdapterStore:
         _fill(self._matrices(flat, rank, targets), "", tensors)
         return version
 
-    def export_state(self, run: Run) -> tuple[dict[str, Tensor], int]:
+    def export_state(self, run: Run, with_optimizer: bool = True) -> tuple[dict[str, Tensor], int]:
         """Copies of master weights and moments, fp32 on the host, and the step count.
 
         Names are those of `export_weights`, and for the moments `moment1.<name>`, `moment2.<name>`.
         """
         tensors: dict[str, Tensor] = {}
         for prefix, plane in _STATE_PLANES.items():
+            if prefix and not with_optimizer:
+                continue
             matrices = self._matrices(self.flat(run, plane), run.rank, run.targets)
             tensors |= _copies(prefix, matrices)
         return tensors, run.step

@@ -27,6 +27,7 @@ class Books:
         self.catalog = Catalog()
         self.total_bytes = 0  # payload that waits, of all sessions
         self.is_stopping = False
+        self.num_jobs = 0  # that the store has not done
         self.stop_by = 0.0  # when nothing is waited for any more, while it stops
 
     def end_run(self, run: Run, phase: Phase, code: str, detail: str) -> None:

@@ -1,4 +1,6 @@
-"""The checkpoints that exist, by path and owner."""
+"""The checkpoints that exist, by path and owner, and when they expire."""
+
+from heapq import heappop, heappush
 
 from ...client.errors import NotFound
 from ...client.paths import parse_path
@@ -11,12 +13,34 @@ class Catalog:
     def __init__(self) -> None:
         self._by_path: dict[str, Checkpoint] = {}
         self._counts: dict[str, int] = {}
+        self._expiries: list[tuple[float, str]] = []  # a heap; entries may be out of date
+        self.locked: set[str] = set()  # paths whose file the store is changing, or will write
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Enter a checkpoint, in place of an older one of the same path."""
         if checkpoint.path not in self._by_path:
             self._counts[checkpoint.tenant] = self.count(checkpoint.tenant) + 1
         self._by_path[checkpoint.path] = checkpoint
+        if checkpoint.expires:
+            heappush(self._expiries, (checkpoint.expires, checkpoint.path))
+
+    def remove(self, path: str) -> None:
+        """Strike a checkpoint off."""
+        checkpoint = self._by_path.pop(path)
+        left = self.count(checkpoint.tenant) - 1
+        self._counts[checkpoint.tenant] = left
+        if not left:
+            del self._counts[checkpoint.tenant]
+
+    def take_expired(self, now: float) -> list[Checkpoint]:
+        """The checkpoints whose time has come, seconds since the epoch; each is told once."""
+        found = []
+        while self._expiries and self._expiries[0][0] <= now:
+            expires, path = heappop(self._expiries)
+            checkpoint = self._by_path.get(path)
+            if checkpoint is not None and checkpoint.expires == expires:
+                found.append(checkpoint)
+        return found
 
     def count(self, tenant: str) -> int:
         """How many a tenant has."""

@@ -20,6 +20,8 @@ from ...client.messages import (
     SaveState,
 )
 from ...client.paths import CheckpointPath, check_name, format_run_id
+from ...client.ttl import check_ttl
+from ..files.checkpoint import Checkpoint
 from .books import Books
 from .leases import Run
 from .sessions import Session
@@ -46,18 +48,20 @@ def check_command(books: Books, session: Session, run: Run, header: Command) -> 
                 raise Conflict(f"run {header.new_run_id} exists")
         case SaveState():
             path = str(CheckpointPath(run.run_id, "weights", check_name(header.name)))
-            _check_free(books, session, path, header.overwrite)
+            check_ttl(header.ttl_s or None)
+            check_free(books, session, path, header.overwrite)
         case SaveForSampler():
             if not header.name and not header.sampler_id:
                 raise BadRequest("save_for_sampler needs a name, a sampler_id, or both")
             if header.name:
                 path = str(CheckpointPath(run.run_id, "sampler_weights", check_name(header.name)))
-                _check_free(books, session, path, overwrite=False)
+                check_ttl(header.ttl_s or None)
+                check_free(books, session, path, overwrite=False)
             if header.sampler_id:
                 check_sampler_id(books, session, header.sampler_id)
         case LoadState():
             if not _is_being_saved(run, header):
-                books.catalog.find(header.path, session.tenant, "weights")
+                find_state(books, session, header.path, header.with_optimizer)
 
 
 def check_run_id(session: Session, run_id: str) -> None:
@@ -77,6 +81,14 @@ def check_sampler(books: Books, session: Session, header: CreateSampler) -> str:
         found = books.catalog.find(header.model_path, session.tenant)
         return found.base_model
     return header.base_model
+
+
+def find_state(books: Books, session: Session, path: str, with_optimizer: bool) -> Checkpoint:
+    """A training state of the session's tenant; raises NotFound when what is asked is not there."""
+    found = books.catalog.find(path, session.tenant, "weights")
+    if with_optimizer and not found.has_optimizer:
+        raise NotFound(f"{path} holds no optimizer state")
+    return found
 
 
 def check_sampler_id(books: Books, session: Session, sampler_id: str) -> None:
@@ -102,7 +114,7 @@ def check_sample(header: Sample) -> None:
 def create_model(books: Books, session: Session, header: CreateRun) -> str:
     """The base model that a new run needs."""
     if header.from_path:
-        return books.catalog.find(header.from_path, session.tenant, "weights").base_model
+        return find_state(books, session, header.from_path, header.with_optimizer).base_model
     return header.base_model
 
 
@@ -139,7 +151,10 @@ def _card(books: Books, model: str) -> ModelCard | None:
     return None
 
 
-def _check_free(books: Books, session: Session, path: str, overwrite: bool) -> None:
+def check_free(books: Books, session: Session, path: str, overwrite: bool) -> None:
+    """Raise unless a checkpoint may be written under this path."""
+    if path in books.catalog.locked:
+        raise Busy(f"{path} is being changed")
     if path in books.catalog:
         if not overwrite:
             raise Conflict(f"{path} exists")

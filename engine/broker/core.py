@@ -65,6 +65,7 @@ from .events import (
     NoWorker,
     Persisted,
     StopRequested,
+    StoreDone,
     Tick,
     ToClient,
     ToWorker,
@@ -74,6 +75,7 @@ from .events import (
     WorkerUnreachable,
 )
 from .explaining import MAX_DETAIL, explain
+from .filing import Filing
 from .leases import Phase, Worker
 from .outcomes import Outcomes
 from .queries import Queries
@@ -116,6 +118,7 @@ class BrokerCore:
         self._outcomes = Outcomes(self._books, self._answers)
         self._dispatcher = Dispatcher(self._books, self._answers, self._outcomes)
         self._accepting = Accepting(self._books, self._answers, self._outcomes, self._dispatcher)
+        self._filing = Filing(self._books, self._answers)
         self._queries = Queries(self._books)
         self._stopping = Stopping(self._books, self._answers, self._outcomes, self._dispatcher)
         self._on_event: dict[type, Callable[[Any], None]] = {
@@ -130,6 +133,7 @@ class BrokerCore:
             WorkerAwaited: self._worker_awaited,
             NoWorker: self._no_worker,
             CatalogLoaded: self._catalog_loaded,
+            StoreDone: self._filing.done,
             StopRequested: lambda event: self._stopping.request(),
         }
         accepting = self._accepting
@@ -148,6 +152,7 @@ class BrokerCore:
             Watch: self._watch,
             Resume: self._resume,
             Goodbye: self._goodbye,
+            **self._filing.on_client,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -174,6 +179,7 @@ class BrokerCore:
         books.workers.check_integrity()
         self._answers.check_integrity()
         self._dispatcher.check_integrity()
+        self._filing.check_integrity()
         for run in books.runs.values():
             run.log.check_integrity()
             due = run.log.commands.get(run.log.next_seq)
@@ -299,6 +305,7 @@ class BrokerCore:
         runs = [self._books.runs[run_id] for run_id in session.runs]
         self._books.sessions.close(session)
         self._answers.close(session)
+        self._filing.end_session(session)
         for run in runs:
             self._outcomes.fail_held(run, code, detail)
             run.log.use_up()
@@ -386,6 +393,7 @@ class BrokerCore:
     def _tick(self, event: Tick) -> None:
         books, config = self._books, self._config
         self._answers.expire()
+        self._filing.tick()
         for session in list(books.sessions.by_id.values()):
             if books.now - session.last_heard > config.session_ttl_s:
                 detail = f"the session was silent for {config.session_ttl_s:g} s"

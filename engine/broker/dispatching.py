@@ -77,7 +77,7 @@ class Dispatcher:
 
     def ready(self, worker: Worker, header: WorkerReady) -> None:
         """A worker has loaded: give it what waited."""
-        worker.model = header.model
+        worker.model, worker.sites = header.model, header.sites
         self._books.workers.awaited = ""
         worker.train.credit = header.train_credit
         worker.sample.credit = header.sample_credit

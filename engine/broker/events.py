@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from ...client.messages import Header
 from ..files.checkpoint import Checkpoint
+from ..files.jobs import Job, JobResult
 from .journal import Record
 
 
@@ -101,6 +102,13 @@ class CatalogLoaded(NamedTuple):
     checkpoints: tuple[Checkpoint, ...]
 
 
+class StoreDone(NamedTuple):
+    """The store has done a job, or failed at it."""
+
+    number: int
+    result: JobResult
+
+
 class StopRequested(NamedTuple):
     """Finish what was dispatched, refuse the rest, then end."""
 
@@ -117,6 +125,7 @@ Event = (
     | Tick
     | Persisted
     | CatalogLoaded
+    | StoreDone
     | StopRequested
 )
 
@@ -147,6 +156,13 @@ class Persist(NamedTuple):
     record: Record
 
 
+class StoreJob(NamedTuple):
+    """Hand a job to the store; `StoreDone` says how it went. Jobs are done in their order."""
+
+    number: int
+    job: Job
+
+
 class WorkerLost(NamedTuple):
     """The worker has lost its leases: whoever started it may end it, and start another."""
 
@@ -158,4 +174,4 @@ class Finished(NamedTuple):
     """The broker has stopped; nothing more will be sent."""
 
 
-Action = ToClient | ToWorker | Persist | WorkerLost | Finished
+Action = ToClient | ToWorker | Persist | StoreJob | WorkerLost | Finished

@@ -54,6 +54,8 @@ def _explain(books: Books, work: Work) -> Reason:
             return Reason(code="opening", detail="its sampler is being opened")
         case State.DISPATCHED if work.worker is not None:
             return _dispatched(books, work, work.worker)
+        case State.STORING:
+            return Reason(code="storing", detail="the store of checkpoints works on it")
         case State.SETTLED:
             return Reason(code="recording", detail="it is done, and its outcome is being written")
         case _:

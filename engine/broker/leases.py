@@ -6,7 +6,7 @@ from enum import Enum
 from math import inf
 from typing import Any
 
-from ...client.messages import CreateRun, CreateSampler, ModelCard
+from ...client.messages import CreateRun, CreateSampler, ModelCard, SiteSpan
 from .events import Frames
 from .lanes import Lanes
 from .run_log import RunLog
@@ -141,6 +141,7 @@ class Worker:
         "runs",
         "sample",
         "samplers",
+        "sites",
         "train",
         "worker_id",
     )
@@ -150,6 +151,7 @@ class Worker:
         self.peer = peer
         self.pid = pid
         self.model: ModelCard | None = None  # once it is ready
+        self.sites: list[SiteSpan] = []  # where an adapter can sit, then
         self.phase = "starting"  # of loading, before that
         self.fraction = -1.0  # of the phase, -1 when it is not known
         self.train = Window(quantum)

@@ -203,7 +203,7 @@ class Outcomes:
             raise AssertionError("a command without its run")
         result = _read_result(frames)
         if header.name:
-            self._add_checkpoint(run, "sampler_weights", header.name, result, {})
+            self._add_checkpoint(run, "sampler_weights", header, result, has_optimizer=False)
         if work.sampler is not None:
             work.sampler.base_model = str(run.info.get("base_model", ""))
             work.sampler.model_path = str(result.get("path", ""))
@@ -213,9 +213,7 @@ class Outcomes:
         header, run = cast(SaveState, work.header), work.run
         if run is None:
             raise AssertionError("a command without its run")
-        self._add_checkpoint(
-            run, "weights", header.name, _read_result(frames), header.user_metadata
-        )
+        self._add_checkpoint(run, "weights", header, _read_result(frames), header.include_optimizer)
 
     def _open(self, sampler: Sampler) -> None:
         if sampler.phase is Phase.CLOSED:
@@ -226,11 +224,16 @@ class Outcomes:
         self.ready.extend(work for work in waiting if work.state is State.QUEUED)
 
     def _add_checkpoint(
-        self, run: Run, kind: str, name: str, result: dict[str, Any], metadata: dict[str, str]
+        self,
+        run: Run,
+        kind: str,
+        header: SaveState | SaveForSampler,
+        result: dict[str, Any],
+        has_optimizer: bool,
     ) -> None:
         info = run.info
         checkpoint = Checkpoint(
-            path=str(CheckpointPath(run.run_id, kind, name)),
+            path=str(CheckpointPath(run.run_id, kind, header.name)),
             tenant=run.tenant,
             base_model=str(info.get("base_model", run.header.base_model)),
             rank=int(info.get("rank", run.header.rank)),
@@ -240,8 +243,10 @@ class Outcomes:
             train_unembed=bool(info.get("train_unembed", run.header.train_unembed)),
             step=int(result.get("step", 0)),
             size_bytes=int(result.get("size_bytes", 0)),
-            created=self._books.now + self._books.wall_offset,
-            user_metadata=metadata,
+            created=float(result.get("created", self._books.now + self._books.wall_offset)),
+            user_metadata=header.user_metadata,
+            has_optimizer=has_optimizer,
+            expires=float(result.get("expires", 0.0)),
         )
         self._books.catalog.add(checkpoint)
 

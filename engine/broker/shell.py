@@ -24,7 +24,9 @@ import zmq
 from ...client.errors import BadRequest
 from ...client.messages import Failure, Header, Reply, Request, WorkerProgress, WorkerReady
 from ...client.wire import encode
-from ..files.checkpoint import Checkpoint
+from ..files.jobs import JobResult
+from ..files.store import CheckpointFiles
+from ..files.thread import StoreThread
 from .config import BrokerConfig
 from .core import BrokerCore
 from .events import (
@@ -38,6 +40,8 @@ from .events import (
     Persist,
     Persisted,
     StopRequested,
+    StoreDone,
+    StoreJob,
     Tick,
     ToClient,
     ToWorker,
@@ -72,7 +76,7 @@ class Broker:
         secret: str = "",
         server: str = "weft",
         journal: Journal | None = None,
-        checkpoints: Sequence[Checkpoint] = (),
+        files: CheckpointFiles | None = None,
         insecure: bool = False,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
         on_ready: Callable[[], None] | None = None,
@@ -89,7 +93,7 @@ class Broker:
             secret: what workers must show; "" admits any.
             server: name and version, for clients.
             journal: what makes outcomes durable; nothing by default.
-            checkpoints: what is there from earlier.
+            files: where checkpoints are kept; None keeps none.
             insecure: allow a TCP address that other machines reach, without encryption.
             context: to share for inproc://; otherwise one of its own.
             on_ready: called in the broker's thread whenever a worker can take work.
@@ -116,7 +120,9 @@ class Broker:
         self._on_progress = on_progress
         self._on_lost = on_lost
         self._on_finished = on_finished
-        self._outside: deque[Event] = deque([CatalogLoaded(tuple(checkpoints))])
+        found = () if files is None else tuple(files.scan())
+        self._outside: deque[Event] = deque([CatalogLoaded(found)])
+        self._store = StoreThread(files, self._store_done)
         self._is_finished = False
         self._persisted = 0
         self._actions: list[Action] = []  # decided and not yet carried out
@@ -183,6 +189,9 @@ class Broker:
         socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
         return socket
 
+    def _store_done(self, number: int, result: JobResult) -> None:
+        self._post(StoreDone(number, result))
+
     def _post(self, event: Event) -> None:
         self._outside.append(event)
         self._wake()
@@ -201,6 +210,7 @@ class Broker:
     def _run(self) -> None:
         try:
             self._journal.start(self._wake)
+            self._store.start()
             self._loop()
             self._journal.stop()
         except zmq.ContextTerminated:
@@ -208,6 +218,7 @@ class Broker:
         except Exception:
             log.exception("the broker failed")
         finally:
+            self._store.stop()
             self._close()
             if self._on_finished is not None:
                 self._on_finished()
@@ -284,6 +295,8 @@ class Broker:
             self._send_client(cast(ToClient, action))
         elif kind is Persist:
             self._journal.append(*cast(Persist, action))
+        elif kind is StoreJob:
+            self._store.submit(*cast(StoreJob, action))
         elif kind is WorkerLost:
             if self._on_lost is not None:
                 self._on_lost(cast(WorkerLost, action).worker_id)

@@ -51,7 +51,7 @@ class Stopping:
         if books.now >= self._samples_by:
             for worker in books.workers:
                 self._dispatcher.withdraw_samples(worker, "stopping", DETAIL)
-        is_busy = any(worker.dispatched for worker in books.workers)
+        is_busy = any(worker.dispatched for worker in books.workers) or books.num_jobs
         if books.now < books.stop_by and (is_busy or self._answers.has_unpersisted):
             return
         self.is_finished = True

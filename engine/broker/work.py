@@ -31,6 +31,7 @@ class State(Enum):
     HELD = "held"  # parts or lower numbers are missing
     QUEUED = "queued"  # in a lane, or waiting for a worker or a sampler
     DISPATCHED = "dispatched"
+    STORING = "storing"  # a job of the store will answer it
     SETTLED = "settled"  # the outcome is known, the journal has not got it yet
     FINISHED = "finished"  # answered; kept until acknowledged
     FORGOTTEN = "forgotten"

@@ -1,9 +1,16 @@
 """The places of a model where an adapter can sit, in a form short enough for a message header."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from ...client.limits import limit
 from ...client.messages import SiteSpan
+
+log = logging.getLogger(__name__)
+
+OVERHEAD_BYTES = 100  # of a span, at most: the names of its fields, and its numbers
+MAX_BYTES = limit("header_bytes") // 2
 
 
 class Site(Protocol):
@@ -33,6 +40,15 @@ def to_spans(sites: Iterable[Site]) -> list[SiteSpan]:
         SiteSpan(name=name, layers=layers, family=family, in_features=width, out_features=out)
         for (name, family, width, out), layers in found.items()
     ]
+
+
+def limit_spans(spans: list[SiteSpan]) -> list[SiteSpan]:
+    """The spans if they fit into a header, otherwise none: then no adapter can be imported."""
+    num_bytes = sum(len(span.name) + 5 * len(span.layers) + OVERHEAD_BYTES for span in spans)
+    if num_bytes > MAX_BYTES:
+        log.warning("the model has too many kinds of sites to import adapters: %d", len(spans))
+        return []
+    return spans
 
 
 def module_names(span: SiteSpan) -> list[str]:

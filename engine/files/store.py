@@ -147,8 +147,15 @@ class CheckpointFiles:
         return found
 
     def claim(self) -> "Claim":
-        """Become the one who cleans up here, unless another live engine is, and do so."""
-        return Claim(self.root)
+        """Become the one who cleans up here, unless another live engine is, and do so.
+
+        Raises:
+            BadRequest: the directory cannot be used.
+        """
+        try:
+            return Claim(self.root)
+        except OSError as error:
+            raise BadRequest(f"{self.root} cannot hold saved states: {error}") from error
 
 
 class Claim:

@@ -1,13 +1,17 @@
 """Carry out the commands that are neither passes nor optimizer steps: create, save, load, freeze."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from ...client.errors import BadRequest, NotFound
 from ...client.messages import CreateRun, CreateSampler, LoadState, SaveForSampler, SaveState
 from ...client.paths import CheckpointPath, check_name
 from ..adapters.store import AdapterStore, Run, WeightsVersion
 from ..files.checkpoint import Checkpoint
+from ..files.outgoing import is_moment
 from ..files.store import CheckpointFiles, now
 from .checkpoints import load_tensors, save_tensors
 from .commands import CommandWork
@@ -85,13 +89,11 @@ class Controls:
 
     def _save_state(self, work: CommandWork, header: SaveState) -> dict[str, Any]:
         held = self._runs.healthy(header.run_id)
-        tensors, step = self._store.export_state(held.run)
+        tensors, step = self._store.export_state(held.run, header.include_optimizer)
         path = str(CheckpointPath(header.run_id, "weights", check_name(header.name)))
-        record = replace(
-            self._record(work, held, path), step=step, user_metadata=header.user_metadata
-        )
-        size = save_tensors(self._files, record, tensors, header.overwrite)
-        return {"path": path, "size_bytes": size}
+        record = self._record(work, held, path, header)
+        record = replace(record, step=step, has_optimizer=header.include_optimizer)
+        return self._save(record, tensors, header.overwrite)
 
     def _load_state(self, header: LoadState) -> dict[str, Any]:
         held = self._runs.run(header.run_id)
@@ -114,9 +116,8 @@ class Controls:
         if header.name:
             path = str(CheckpointPath(header.run_id, "sampler_weights", check_name(header.name)))
             tensors = self._store.export_weights(held.run.version)
-            record = self._record(work, held, path)
-            result["size_bytes"] = save_tensors(self._files, record, tensors)
-            result["path"] = path
+            record = replace(self._record(work, held, path, header), has_optimizer=False)
+            result |= self._save(record, tensors)
         if header.sampler_id:
             version = self._store.retain(held.run.version)
             self._add_sampler(header.sampler_id, version)
@@ -129,7 +130,7 @@ class Controls:
             return {"sampler_id": header.sampler_id, "base_model": self._model_name}
         record, tensors = load_tensors(self._files, header.model_path)
         self._check_model(header.model_path, record)
-        weights = {name: tensor for name, tensor in tensors.items() if not _is_moment(name)}
+        weights = {name: tensor for name, tensor in tensors.items() if not is_moment(name)}
         version = self._store.import_weights(
             weights,
             rank=record.rank,
@@ -158,7 +159,7 @@ class Controls:
         with_optimizer: bool,
     ) -> None:
         self._check_model(path, record)
-        if with_optimizer and not any(_is_moment(name) for name in tensors):
+        if with_optimizer and not any(is_moment(name) for name in tensors):
             raise NotFound(f"{path} holds no optimizer state")
         self._store.import_state(run, tensors, step=record.step, with_optimizer=with_optimizer)
 
@@ -168,7 +169,19 @@ class Controls:
                 f"{path} belongs to base model {record.base_model!r}, not {self._model_name!r}"
             )
 
-    def _record(self, work: CommandWork, held: HeldRun, path: str) -> Checkpoint:
+    def _save(
+        self, record: Checkpoint, tensors: Mapping[str, Tensor], overwrite: bool = False
+    ) -> dict[str, Any]:
+        """Write a state; returns what the broker and the client are told of it."""
+        size = save_tensors(self._files, record, tensors, overwrite)
+        told = {"path": record.path, "size_bytes": size, "step": record.step}
+        return {**told, "created": record.created, "expires": record.expires}
+
+    def _record(
+        self, work: CommandWork, held: HeldRun, path: str, header: SaveState | SaveForSampler
+    ) -> Checkpoint:
+        created = now()
+        unembed = next((s.name for s in self._store.sites if s.family == "unembed"), "")
         return Checkpoint(
             path=path,
             tenant=work.origin.lane.split("/")[0],
@@ -180,9 +193,8 @@ class Controls:
             train_unembed=held.train_unembed,
             step=held.run.step,
             size_bytes=0,
-            created=now(),
+            created=created,
+            user_metadata=header.user_metadata,
+            expires=created + header.ttl_s if header.ttl_s else 0.0,
+            unembed_site=unembed if held.train_unembed else "",
         )
-
-
-def _is_moment(name: str) -> bool:
-    return name.startswith(("moment1.", "moment2."))

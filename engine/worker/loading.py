@@ -10,9 +10,10 @@ import torch
 
 from ...client.errors import BadRequest
 from ...client.limits import limit
-from ...client.messages import ModelCard
+from ...client.messages import ModelCard, SiteSpan
 from ..adapters.head import Head
 from ..adapters.store import AdapterStore
+from ..files.sites import to_spans
 from ..files.store import CheckpointFiles
 from ..model.checkpoint_files import checkpoint_bytes
 from ..model.config import ModelConfig
@@ -52,6 +53,7 @@ class LoadedWorker:
     limits: ModelLimits
     train_credit: int
     sample_credit: int
+    sites: list[SiteSpan]  # where an adapter can sit
 
 
 def load_compute(
@@ -139,6 +141,7 @@ def load_compute(
         limits=limits,
         train_credit=BATCHES_OF_CREDIT * BACKWARD_WEIGHT * plan.batch_tokens,
         sample_credit=2 * num_pages * PAGE_SIZE,
+        sites=to_spans(sites),
     )
 
 

@@ -20,6 +20,7 @@ import zmq
 from ...client import wire
 from ...client.errors import WeftError
 from ...client.messages import PROTOCOL_VERSION, WorkerHello, WorkerReady
+from ..files.sites import limit_spans
 from ..trace import Trace
 from .config import WorkerConfig
 from .network import Network, Stopped
@@ -89,6 +90,7 @@ def run_worker(
                     model=loaded.card,
                     train_credit=loaded.train_credit,
                     sample_credit=loaded.sample_credit,
+                    sites=limit_spans(loaded.sites),
                 )
             )
         )
