@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ...client.messages import (
+from ...client.file_messages import (
     CloseTransfer,
     DeleteCheckpoint,
     ExpireCheckpoint,

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ...client.errors import Busy, Conflict
-from ...client.messages import (
+from ...client.file_messages import (
     DeleteCheckpoint,
     ExpireCheckpoint,
     RenameCheckpoint,
+)
+from ...client.messages import (
     SaveForSampler,
     SaveState,
 )

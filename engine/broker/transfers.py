@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...client.errors import BadRequest, Busy, Conflict, NotFound, WeftError
-from ...client.messages import (
-    Array,
+from ...client.file_messages import (
     CloseTransfer,
     FinishUpload,
     OpenDownload,
     OpenUpload,
     ReadPart,
+    WritePart,
+)
+from ...client.messages import (
+    Array,
     Reply,
     SiteSpan,
-    WritePart,
 )
 from ...client.paths import parse_path
 from ...client.ttl import check_ttl

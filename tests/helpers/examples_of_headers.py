@@ -1,23 +1,30 @@
 """One header of every kind, with every field away from its default; the golden bytes are of these."""
 
+from weft.client.file_messages import (
+    CloseTransfer,
+    DeleteCheckpoint,
+    ExpireCheckpoint,
+    FinishUpload,
+    OpenDownload,
+    OpenUpload,
+    ReadPart,
+    RenameCheckpoint,
+    WritePart,
+)
 from weft.client.messages import (
     Ack,
     Array,
     Cancel,
     CloseRun,
     CloseSampler,
-    CloseTransfer,
     CreateRun,
     CreateSampler,
-    DeleteCheckpoint,
     Dispatch,
     Done,
     Event,
-    ExpireCheckpoint,
     Explain,
     Failed,
     Failure,
-    FinishUpload,
     ForkRun,
     ForwardBackward,
     Goodbye,
@@ -27,12 +34,8 @@ from weft.client.messages import (
     Known,
     LoadState,
     ModelCard,
-    OpenDownload,
-    OpenUpload,
     OptimStep,
     Query,
-    ReadPart,
-    RenameCheckpoint,
     Reply,
     Resume,
     Sample,
@@ -48,7 +51,6 @@ from weft.client.messages import (
     WorkerHello,
     WorkerProgress,
     WorkerReady,
-    WritePart,
 )
 
 SESSION = "0123456789abcdef0123456789abcdef"
