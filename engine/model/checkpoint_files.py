@@ -5,7 +5,7 @@ its device and dtype, so that a later change of the file cannot change a served 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,20 +58,32 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def read_weights(
-    path: str | Path, config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype
+    path: str | Path,
+    config: ModelConfig,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> dict[str, Tensor]:
     """Read every tensor of `expected_tensors`, checked before the first byte is copied.
 
-    A tied checkpoint may carry the unembedding as well, if it equals the embedding.
+    A tied checkpoint may carry the unembedding as well, if it equals the embedding. `on_progress`
+    is told the fraction of the files' bytes that has been read, after each tensor.
 
     Raises:
         NotFound, BadRequest: as of `check_tensors`; or the repeated unembedding differs.
     """
     weights: dict[str, Tensor] = {}
-    for file, names in check_tensors(path, config).items():
+    files = check_tensors(path, config)
+    total, done = sum(file.stat().st_size for file in files), 0
+    on_progress(0.0)
+    for file, names in files.items():
         with opened(file) as tensors:
             for name in names:
-                weights[name] = _copy(tensors.get_tensor(name), device, dtype)
+                mapped = tensors.get_tensor(name)
+                weights[name] = _copy(mapped, device, dtype)
+                done += mapped.nbytes
+                on_progress(done / total)
     repeated = weights.pop(_HEAD, None) if config.is_tied else None
     if repeated is not None and not torch.equal(repeated, weights[_EMBED]):
         raise BadRequest(f"{path} ties the embeddings, yet {_HEAD} differs from {_EMBED}")

@@ -5,7 +5,7 @@ T tokens, D model width, H query heads, G key and value heads, K head width, F f
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,12 +78,14 @@ class Decoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         row_tile: int = 0,
+        on_progress: Callable[[float], None] = lambda fraction: None,
     ) -> "Decoder":
         """Read a Hugging Face directory; see `ModelConfig.from_directory` and `read_weights`."""
         config = ModelConfig.from_directory(path)
         if config.context_note:
             log.warning("%s: %s", path, config.context_note)
-        return cls(config, read_weights(path, config, device=device, dtype=dtype), row_tile)
+        weights = read_weights(path, config, device=device, dtype=dtype, on_progress=on_progress)
+        return cls(config, weights, row_tile)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable
 
+from ...client import wire
 from ...client.errors import WeftError
 from ...client.limits import limit
 from ...client.messages import Withdraw
@@ -21,6 +22,7 @@ from .commands import CommandWork, PassWork, SampleWork
 from .controls import Controls
 from .network import Network, Stopped
 from .optimizing import Optimizing
+from .progress import CommandProgress
 from .replies import Replies, split_arrays
 from .runs import RunTable
 from .scheduler import Control, Decision, Job, Optimizers, Passes, Sampling, Scheduler
@@ -48,6 +50,7 @@ class Compute:
     ) -> None:
         self._inbox = network.inbox
         self._replies = Replies(network)
+        self._progress = CommandProgress(lambda header: network.send(wire.encode(header)))
         self._scheduler = scheduler
         self._runs = runs
         self._trainer = trainer
@@ -75,6 +78,7 @@ class Compute:
                 start = time.perf_counter()
                 self._carry_out(decision)
                 self._scheduler.spent(decision, time.perf_counter() - start)
+                self._progress.report(self._scheduler.started)
 
     def _drain(self, wait: bool) -> None:
         while True:

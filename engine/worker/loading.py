@@ -28,6 +28,7 @@ from .controls import Controls
 from .memory import MemoryPlan, MemoryRequest, plan_memory
 from .model_names import ModelSource, check_files, find_model
 from .network import Network
+from .progress import PREPARING, LoadingProgress
 from .runs import RunTable
 from .scheduler import Scheduler
 from .threads import StepThreads
@@ -57,9 +58,14 @@ class LoadedWorker:
 
 
 def load_compute(
-    config: WorkerConfig, network: Network, trace: Trace, *, is_own_process: bool
+    config: WorkerConfig,
+    network: Network,
+    trace: Trace,
+    progress: LoadingProgress,
+    *,
+    is_own_process: bool,
 ) -> LoadedWorker:
-    """Load the model and allocate what the memory plan grants.
+    """Load the model and allocate what the memory plan grants; `progress` is told how far it is.
 
     Raises:
         WeftError: the model is unknown, incomplete, unsupported or too large, or the device is not
@@ -72,7 +78,14 @@ def load_compute(
     model_config = ModelConfig.from_directory(source.directory)
     plan = _plan(config, model_config, source, device, dtype)
     row_tile = ROW_TILE if config.is_deterministic else 0
-    model = Decoder.load(source.directory, device=device, dtype=dtype, row_tile=row_tile)
+    model = Decoder.load(
+        source.directory,
+        device=device,
+        dtype=dtype,
+        row_tile=row_tile,
+        on_progress=progress.read,
+    )
+    progress.report(PREPARING)
     sites = model_config.sites()
     store = AdapterStore(
         sites,

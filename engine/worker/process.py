@@ -24,6 +24,7 @@ from ..files.sites import limit_spans
 from ..trace import Trace
 from .config import WorkerConfig
 from .network import Network, Stopped
+from .progress import STARTING, LoadingProgress
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +79,13 @@ def run_worker(
     network = Network(context, assignment.broker_address, hello, trace)
     network.start()
     try:
+        progress = LoadingProgress(lambda header: network.send(wire.encode(header)))
+        progress.report(STARTING)
         from .loading import (
             load_compute,
         )  # torch loads here, after the first heartbeat is on its way
 
-        loaded = load_compute(config, network, trace, is_own_process=is_own_process)
+        loaded = load_compute(config, network, trace, progress, is_own_process=is_own_process)
         network.serve(loaded.limits)
         network.send(
             wire.encode(

@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .progress import Started
+
 PASSES = ("forward", "forward_backward")
 CLEAN_STEPS_TO_GROW = 8  # successful train steps before a budget cut by memory doubles again
 
@@ -188,6 +190,14 @@ class Scheduler:
     def is_started(self, job_id: int) -> bool:
         """Whether some units of a queued job have been computed already."""
         return self._by_id[job_id].next_unit > 0
+
+    def started(self) -> list[Started]:
+        """The jobs of which some units are computed, and not all."""
+        return [
+            Started(job_id, queued.next_unit, len(queued.job.units))
+            for job_id, queued in self._by_id.items()
+            if queued.next_unit
+        ]
 
     def __contains__(self, job_id: int) -> bool:
         return job_id in self._by_id

@@ -36,6 +36,18 @@ def test_every_tensor_is_read_from_one_file_or_many(
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
+def test_reading_tells_how_much_is_done(tmp_path: Path, max_shard_size: str) -> None:
+    model = save_random_model(tmp_path, max_shard_size=max_shard_size)
+    told: list[float] = []
+    config = ModelConfig.from_directory(tmp_path)
+    read_weights(tmp_path, config, device="cpu", dtype=torch.bfloat16, on_progress=told.append)
+    assert len(told) == 1 + len(dict(model.named_parameters()))
+    assert told == sorted(told)
+    assert told[0] == 0
+    assert 0.8 < told[-1] <= 1  # a small file has a header of some weight
+
+
 def test_weights_are_copied_in_the_dtype_asked_for(tmp_path: Path) -> None:
     model = save_random_model(tmp_path)
 

@@ -1,5 +1,6 @@
 import random
 
+from weft.engine.worker.progress import Started
 from weft.engine.worker.scheduler import (
     Control,
     GivenUp,
@@ -28,6 +29,18 @@ def test_ready_passes_of_many_runs_share_a_batch() -> None:
     assert made.next(False) == Passes(
         (Slice(1, 0, 1, True), Slice(2, 0, 1, True), Slice(3, 0, 1, True)), True, 60
     )
+
+
+def test_a_job_under_way_is_told_with_its_units() -> None:
+    made = scheduler(a_pass(1, "a", 60, 60, 60), a_pass(2, "b", 20))
+    step = made.next(False)
+    assert isinstance(step, Passes)
+    assert made.started() == []
+    made.advance(step)
+    assert made.started() == [Started(1, 1, 3), Started(2, 1, 1)]
+    made.restart(1)
+    made.finish(2)
+    assert made.started() == []
 
 
 def test_without_fusing_a_batch_holds_one_run() -> None:

@@ -1,0 +1,65 @@
+"""What a worker reports unasked, and how often."""
+
+from weft.client.limits import limit
+from weft.client.messages import Header, Underway, WorkerProgress
+from weft.engine.worker.progress import CommandProgress, LoadingProgress, Started
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_phase_is_reported_at_once_and_its_fraction_now_and_then() -> None:
+    clock = Clock()
+    sent: list[Header] = []
+    progress = LoadingProgress(sent.append, clock)
+    progress.report("starting")
+    for step in range(11):
+        progress.read(step / 10)
+        clock.now += 0.125
+    progress.report("preparing")
+    phases = [("starting", -1.0)] + [("reading weights", step / 10) for step in range(0, 11, 2)]
+    assert sent == [
+        WorkerProgress(phase=phase, fraction=fraction)
+        for phase, fraction in [*phases, ("preparing", -1.0)]
+    ]
+
+
+def test_the_end_of_a_phase_is_reported_at_once() -> None:
+    sent: list[Header] = []
+    progress = LoadingProgress(sent.append, Clock())
+    progress.read(0.5)
+    progress.read(1.0)
+    assert [header.fraction for header in sent] == [0.5, 1.0]  # type: ignore[attr-defined]
+
+
+def test_commands_under_way_are_reported_about_once_a_second() -> None:
+    clock = Clock()
+    sent: list[Header] = []
+    progress = CommandProgress(sent.append, clock)
+    found = [Started(5, 3, 8), Started(7, 1, 2)]
+    for _ in range(4):
+        progress.report(lambda: found)
+        clock.now += 0.5
+    assert sent == [Underway(dispatch_ids=[5, 7], done=[3, 1], total=[8, 2])]
+
+
+def test_a_worker_with_nothing_under_way_says_nothing() -> None:
+    clock = Clock()
+    sent: list[Header] = []
+    progress = CommandProgress(sent.append, clock)
+    clock.now += 5
+    progress.report(list)
+    assert sent == []
+
+
+def test_a_report_fits_into_its_header() -> None:
+    clock = Clock()
+    sent: list[Header] = []
+    progress = CommandProgress(sent.append, clock)
+    clock.now += 5
+    progress.report(lambda: [Started(number, 1, 2) for number in range(10_000)])
+    assert [len(header.dispatch_ids) for header in sent] == [limit("request_ids")]  # type: ignore[attr-defined]
