@@ -16,7 +16,17 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"client", "kernels"},
 }
 # Inside the engine, too: a package imports only packages to its left, and the root's leaves.
-ENGINE_ORDER = ("files", "model", "adapters", "sampling", "broker", "worker", "demo")
+ENGINE_ORDER = (
+    "files",
+    "model",
+    "hosted",
+    "adapters",
+    "sampling",
+    "broker",
+    "worker",
+    "demo",
+    "verify",
+)
 LEAVES = {"trace", "faults"}
 HEAVY = {"torch", "triton", "transformers", "safetensors"}
 TORCH_FREE = (

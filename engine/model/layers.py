@@ -1,4 +1,4 @@
-"""Frozen pieces between the linears: RMSNorm and SwiGLU, each one autograd function.
+"""Frozen pieces beside the linears: RMSNorm and SwiGLU, each one autograd function; capped logits.
 
 No gradient of a weight exists. Every row is computed from that row alone.
 T tokens, D width (model or head), F feed-forward width.
@@ -30,6 +30,11 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor, is_deterministic: bool = False) -> Te
     is_composed = is_deterministic and not _has_whole_shares(gate_TF)
     product: Tensor = _SwiGlu.apply(gate_TF, up_TF, is_composed)  # type: ignore[no-untyped-call]
     return product
+
+
+def capped(logits: Tensor, softcap: float) -> Tensor:
+    """Return softcap * tanh(logits / softcap), in the memory of `logits`; as they are for 0."""
+    return logits.div_(softcap).tanh_().mul_(softcap) if softcap else logits
 
 
 def _has_whole_shares(x_TF: Tensor) -> bool:

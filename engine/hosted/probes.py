@@ -1,0 +1,111 @@
+"""Measuring what a modelling code does: linears that watch, and comparisons of logits.
+
+T rows, D input features, O output features, V vocabulary.
+"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.linear import BaseLinear
+
+LENGTHS = (11, 14)  # tokens of the two probe sequences
+# Relative RMS error of a row of logits against the model's own code. Only the order of sums
+# differs: about 1e-6 in float32 and 1e-2 in bfloat16 on small models, more with depth; a window,
+# scale or position that is wrong shows as 1e-3 to 1e-1 on random weights.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+# In short types a router may choose another expert for a row, by rounding alone.
+ROWS_WITHIN = {torch.float32: 1.0, torch.bfloat16: 0.8}
+
+
+def probe_tokens(config: Any, vocab_size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Two seeded sequences without the special tokens that config names."""
+    special = {value for key, value in config.to_dict().items() if key.endswith("_token_id")}
+    special |= {value for key, value in config.to_dict().items() if key.endswith("_token_index")}
+    usual = [token for token in range(min(vocab_size, 4096)) if token not in special]
+    random = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.tensor(usual)[torch.randint(len(usual), (length,), generator=random)].to(device)
+        for length in LENGTHS
+    )
+
+
+def disagreement(found_TV: Tensor, expected_TV: Tensor, dtype: torch.dtype) -> str:
+    """How logits of a model of this type differ by more than rounding; "" when they do not."""
+    found, expected = found_TV.double(), expected_TV.double()
+    if found.shape != expected.shape:
+        return f"logits are {tuple(found.shape)}, not {tuple(expected.shape)}"
+    if not found.isfinite().all():
+        return "logits are not finite"
+    errors_T = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)
+    within = float((errors_T <= TOLERANCE[dtype]).double().mean())
+    if within >= ROWS_WITHIN[dtype]:
+        return ""
+    worst = float(errors_T.max())
+    return f"logits differ by {worst:.1e} of their norm (allowed {TOLERANCE[dtype]:g})"
+
+
+def reached_rows(watch: "WatchingLinears", hidden_TD: Tensor, first_rows: int) -> dict[int, Tensor]:
+    """The rows [T] of each site that the first rows of the output depend on."""
+    random = torch.Generator().manual_seed(1)
+    slopes = torch.randn(first_rows, hidden_TD.shape[1], generator=random).to(hidden_TD)
+    watch.reached_T.clear()
+    torch.autograd.backward(hidden_TD[:first_rows], slopes, retain_graph=True)
+    return dict(watch.reached_T)
+
+
+class WatchingLinears:
+    """Frozen linears that note which rows of which site the output depends on.
+
+    Args:
+        poisoned: rows whose outputs are NaN at every site.
+    """
+
+    def __init__(self, poisoned: slice | None = None) -> None:
+        self.calls: Counter[int] = Counter()
+        self.reached_T: dict[int, Tensor] = {}  # by site: rows with a gradient
+        self._poisoned = poisoned
+        self._anchor: Tensor | None = None
+
+    def group(
+        self, x_TD: Tensor, bases: tuple[BaseLinear, ...], sites: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        """See `Linears.group`."""
+        if self._anchor is None:
+            self._anchor = x_TD.new_empty(0, requires_grad=True)
+        self.calls.update(sites)
+        outputs: tuple[Tensor, ...] = _WatchingGroup.apply(  # type: ignore[no-untyped-call]
+            x_TD, self._anchor, bases, sites, self
+        )
+        if self._poisoned is not None:
+            rows = torch.zeros(len(x_TD), 1, dtype=torch.bool, device=x_TD.device)
+            rows[self._poisoned] = True
+            outputs = tuple(torch.where(rows, torch.nan, y_TO) for y_TO in outputs)
+        return outputs
+
+
+class _WatchingGroup(torch.autograd.Function):
+    """Keeps its input for backward, as linears with adapters do."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        anchor: Tensor,
+        bases: tuple[BaseLinear, ...],
+        sites: tuple[int, ...],
+        watch: WatchingLinears,
+    ) -> tuple[Tensor, ...]:
+        ctx.bases, ctx.sites, ctx.watch = bases, sites, watch
+        ctx.save_for_backward(x_TD)
+        return tuple(base.forward(x_TD) for base in bases)
+
+    @staticmethod
+    def backward(ctx: Any, *dys_TO: Tensor) -> tuple[Tensor | None, ...]:
+        dx_TD = None
+        for base, site, dy_TO in zip(ctx.bases, ctx.sites, dys_TO, strict=True):
+            ctx.watch.reached_T[site] = (dy_TO != 0).any(1)
+            dx_TD = base.backward_input(dy_TO, dx_TD, accumulate=dx_TD is not None)
+        return dx_TD, None, None, None, None
