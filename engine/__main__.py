@@ -1,4 +1,4 @@
-"""The command line: weft serve, weft demo, weft status."""
+"""The command line: weft serve, weft demo, weft verify, weft status."""
 
 import argparse
 import importlib.util
@@ -16,6 +16,18 @@ from ..client.errors import WeftError
 from .worker.config import DEVICES, DTYPES, WorkerConfig
 
 NEEDED = ("torch", "transformers", "safetensors")
+WORKER_HELPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "device": ("cpu or cuda; cuda where there is one", {"choices": DEVICES}),
+    "dtype": ("float32 on a CPU and bfloat16 on a GPU unless given", {"choices": DTYPES}),
+    "is_deterministic": ("results never depend on the neighbours, bit by bit", {}),
+    "trace": ("write a Chrome trace of all steps to this file", {"metavar": "FILE"}),
+    "memory_bytes": ("what the worker may use", {"metavar": "N"}),
+    "batch_tokens": ("tokens of a train batch", {"metavar": "N"}),
+    "unit_tokens": ("tokens of a unit, the atom of a batch", {"metavar": "N"}),
+    "max_pages": ("pages of 16 tokens in the KV cache", {"metavar": "N"}),
+    "is_fused": ("compute one run at a time, for comparison", {}),
+    "num_threads": ("threads of a worker on a CPU", {"metavar": "N"}),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
     demo.set_defaults(run=run_demo)
 
+    verify = commands.add_parser("verify", help="check a model against independent code")
+    verify.add_argument("model", help="a directory, a name on the hub, or weft/tiny")
+    for name in ("device", "dtype"):
+        text, extra = WORKER_HELPS[name]
+        verify.add_argument(f"--{name}", default="", help=text, **extra)
+    verify.add_argument("--json", metavar="FILE", default="", help="write the table there, too")
+    verify.set_defaults(run=run_verify)
+
     status = commands.add_parser("status", help="what a running server does")
     status.add_argument("--address", default="", help="the server; WEFT_ADDRESS, else the default")
     status.set_defaults(run=run_status)
@@ -78,22 +98,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     """One option for each field of WorkerConfig that a user may set."""
-    helps: dict[str, tuple[str, dict[str, Any]]] = {
-        "device": ("cpu or cuda; cuda where there is one", {"choices": DEVICES}),
-        "dtype": ("float32 on a CPU and bfloat16 on a GPU unless given", {"choices": DTYPES}),
-        "is_deterministic": ("results never depend on the neighbours, bit by bit", {}),
-        "trace": ("write a Chrome trace of all steps to this file", {"metavar": "FILE"}),
-        "memory_bytes": ("what the worker may use", {"metavar": "N"}),
-        "batch_tokens": ("tokens of a train batch", {"metavar": "N"}),
-        "unit_tokens": ("tokens of a unit, the atom of a batch", {"metavar": "N"}),
-        "max_pages": ("pages of 16 tokens in the KV cache", {"metavar": "N"}),
-        "is_fused": ("compute one run at a time, for comparison", {}),
-        "num_threads": ("threads of a worker on a CPU", {"metavar": "N"}),
-    }
     for field in fields(WorkerConfig):
-        if field.name not in helps:
+        if field.name not in WORKER_HELPS:
             continue
-        text, extra = helps[field.name]
+        text, extra = WORKER_HELPS[field.name]
         name = field.name.removeprefix("is_").replace("_", "-")
         if isinstance(field.default, bool):
             flag = f"--no-{name}" if field.default else f"--{name}"
@@ -159,6 +167,24 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from .demo.run import main as demo_main
 
     return demo_main(is_quick=arguments.quick)
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Print the table of a verification; 1 when a row has failed."""
+    require_engine()
+    from .verify.report import lines_of, summary_of, write_json
+    from .verify.run import VerifyConfig, verify
+
+    config = VerifyConfig(
+        model=arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    checks = verify(config, lambda check: print("\n".join(lines_of(check)), flush=True))
+    print(summary_of(checks))
+    if arguments.json:
+        write_json(Path(arguments.json), arguments.model, checks)
+    return int(any(check.status == "FAIL" for check in checks))
 
 
 def run_status(arguments: argparse.Namespace) -> int:
