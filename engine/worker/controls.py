@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from ...client.errors import BadRequest, NotFound
-from ...client.messages import CreateRun, CreateSampler, LoadState, SaveForSampler, SaveState
+from ...client.messages import (
+    CreateRun,
+    CreateSampler,
+    ForkRun,
+    LoadState,
+    SaveForSampler,
+    SaveState,
+)
 from ...client.paths import CheckpointPath, check_name
 from ..adapters.store import AdapterStore, Run, WeightsVersion
 from ..files.checkpoint import Checkpoint
@@ -45,6 +52,8 @@ class Controls:
         match header:
             case CreateRun():
                 return self._create_run(work, header)
+            case ForkRun():
+                return self._fork_run(work, header)
             case SaveState():
                 return self._save_state(work, header)
             case LoadState():
@@ -79,12 +88,30 @@ class Controls:
         except BaseException:
             self._store.drop(run)
             raise
+        return self._describe(header.run_id, held)
+
+    def _fork_run(self, work: CommandWork, header: ForkRun) -> dict[str, Any]:
+        held = self._runs.healthy(header.run_id)
+        fork = replace(held, run=self._store.fork(held.run), lane=work.origin.lane)
+        try:
+            self._runs.add_run(header.new_run_id, fork)
+        except BaseException:
+            self._store.drop(fork.run)
+            raise
+        return self._describe(header.new_run_id, fork)
+
+    def _describe(self, run_id: str, held: HeldRun) -> dict[str, Any]:
+        """What the owner of a new run is told."""
         return {
-            "run_id": header.run_id,
+            "run_id": run_id,
             "base_model": self._model_name,
             "tokenizer": self._tokenizer,
-            "step": run.step,
-            **fields,
+            "step": held.run.step,
+            "rank": held.run.rank,
+            "alpha": held.run.alpha,
+            "train_attn": held.train_attn,
+            "train_mlp": held.train_mlp,
+            "train_unembed": held.train_unembed,
         }
 
     def _save_state(self, work: CommandWork, header: SaveState) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,16 @@ import torch
 from random_models import save_random_model
 
 from weft.client import wire
-from weft.client.messages import CreateRun, Done, Failed, Header, OptimStep, Request, Withdraw
+from weft.client.messages import (
+    CreateRun,
+    Done,
+    Failed,
+    ForkRun,
+    Header,
+    OptimStep,
+    Request,
+    Withdraw,
+)
 from weft.engine.adapters.head import Head
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.files.store import CheckpointFiles
@@ -54,7 +64,7 @@ class Bench:
             state_bytes=1 << 24,
             weights_bytes=1 << 22,
         )
-        runs = RunTable(self.store, ())
+        runs = self.runs = RunTable(self.store, ())
         self.trainer = Trainer(
             decoder,
             runs,
@@ -223,6 +233,55 @@ def test_an_optimizer_step_without_memory_fails_its_run_and_no_other(
     outcomes = bench.run()
     assert {number: outcomes[number] for number in (5, 6)} == {5: "out_of_memory", 6: "done"}
     assert calls == [2, 1, 1]
+
+
+def fork(number: int, run_id: str, new_run_id: str) -> CommandWork:
+    header = ForkRun(
+        request_id=number, run_id=run_id, seq=number, digest=b"", new_run_id=new_run_id
+    )
+    return command(number, header)
+
+
+def test_a_fork_takes_gradient_and_counts_of_its_place_in_the_order(bench: Bench) -> None:
+    bench.put(create(1, "r"), passed(2, "r"), fork(3, "r", "f"), passed(4, "r", (8, 8, 8)))
+    again = replace(passed(2, "same"), origin=Origin(6, 1, "local/s", 6))
+    bench.put(create(5, "same"), again)
+    assert set(bench.run().values()) == {"done"}
+    run, copy, same = (bench.runs.run(name) for name in ("r", "f", "same"))
+    assert (run.num_calls, run.num_tokens) == (2, 40)
+    assert (copy.num_calls, copy.num_tokens) == (same.num_calls, same.num_tokens) == (1, 16)
+    gradients = [bench.store.flat(held.run, held.run.gradient_plane) for held in (copy, same, run)]
+    assert torch.equal(gradients[0], gradients[1])
+    assert not torch.equal(gradients[0], gradients[2])
+
+
+def test_a_run_that_is_not_finite_cannot_be_forked(bench: Bench) -> None:
+    bench.put(create(1, "r"))
+    bench.run()
+    bench.runs.run("r").is_broken = True
+    bench.put(fork(2, "r", "f"), create(3, "f"))
+    assert bench.run() == {1: "done", 2: "non_finite", 3: "done"}
+
+
+def test_a_fork_without_room_is_busy_and_changes_nothing(bench: Bench) -> None:
+    bench.put(create(1, "r"), passed(2, "r"))
+    bench.run()
+    blocks = bench.store.states.blocks
+    while blocks.take(1) is not None:
+        continue
+    bench.put(fork(3, "r", "f"), optim_step(4, "r"))
+    assert bench.run() == {1: "done", 2: "done", 3: "busy", 4: "done"}
+    assert "f" not in bench.runs
+
+
+def test_a_fork_under_a_taken_id_takes_no_room(bench: Bench) -> None:
+    bench.put(create(1, "r"), create(2, "f"))
+    bench.run()
+    free = bench.store.states.blocks.num_free
+    bench.put(fork(3, "r", "f"))
+    assert bench.run()[3] == "conflict"
+    assert bench.store.states.blocks.num_free == free
+    assert bench.runs.run("r").run.version.references == 1
 
 
 def test_a_worker_that_is_stopped_leaves_what_nobody_waits_for(bench: Bench) -> None:
