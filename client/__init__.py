@@ -25,7 +25,7 @@ from .errors import (
 from .futures import APIFuture
 from .learning_rates import lora_learning_rate
 from .renderers import Renderer
-from .rest import RestClient
+from .rest import RestClient, UploadPeftResponse
 from .sampling import SamplingClient
 from .service import ServiceClient
 from .tensor_data import TensorData
@@ -56,6 +56,7 @@ from .types import (
     SupportedModel,
     TrainingRun,
     TrainingRunsResponse,
+    WeightsInfoResponse,
 )
 
 __all__ = [
@@ -109,7 +110,9 @@ __all__ = [
     "TrainingClient",
     "TrainingRun",
     "TrainingRunsResponse",
+    "UploadPeftResponse",
     "WeftError",
+    "WeightsInfoResponse",
     "errors",
     "lora_learning_rate",
     "schedules",

@@ -32,6 +32,7 @@ LIMITS: dict[str, Limit] = {
     # A call.
     "rank": Limit(256, "count", "bad_request", "rank of an adapter"),
     "num_samples": Limit(4096, "count", "too_large", "samples of one request"),
+    "soft_targets": Limit(1024, "count", "too_large", "target tokens of one position"),
     # A client.
     "unanswered_bytes": Limit(1 << 30, "bytes", "busy", "a client's calls without an answer"),
     "connect_s": Limit(8, "s", "disconnected", "a client's wait for the first answer of a server"),
@@ -52,6 +53,8 @@ LIMITS: dict[str, Limit] = {
     "session_ttl_s": Limit(3600, "s", "session_expired", "silence that ends a session"),
     "worker_expiry_s": Limit(15, "s", "run_lost", "silence after which a worker counts as dead"),
     "loading_expiry_s": Limit(120, "s", "run_lost", "the same while a worker loads its model"),
+    "worker_restarts": Limit(5, "count", "no_worker", "restarts of a worker within the window"),
+    "restart_window_s": Limit(600, "s", "", "after which a worker's death is forgotten"),
     "stop_s": Limit(30, "s", "stopping", "wait for dispatched work when the broker stops"),
     "stop_samples_s": Limit(3, "s", "stopping", "the same wait for samples, which change nothing"),
     "retry_after_s": Limit(0.25, "s", "", "pause that `busy` asks for"),

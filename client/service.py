@@ -13,6 +13,7 @@ from .connection import Connection
 from .errors import BadRequest, Busy
 from .futures import APIFuture, as_coroutine, in_thread
 from .limits import limit
+from .local_files import Source
 from .messages import CloseRun, CreateRun
 from .paths import parse_path
 from .rest import RestClient
@@ -170,6 +171,30 @@ class ServiceClient:
         """As `create_training_client_from_state`, with the optimizer as it was saved."""
         return self._from_state(path, base_model, user_metadata, weights_access_token, True)
 
+    def create_training_client_from_peft(
+        self,
+        source: Source,
+        base_model: str,
+        name: str = "imported",
+        ttl_seconds: int | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+        *,
+        ignore_dropout: bool = False,
+    ) -> TrainingClient:
+        """Upload an adapter, and create a run that starts from it; waits for both.
+
+        Arguments are those of `RestClient.upload_peft`; the uploaded state stays as a checkpoint.
+        """
+        uploaded = self.create_rest_client().upload_peft(
+            source,
+            base_model,
+            name=name,
+            ttl_seconds=ttl_seconds,
+            user_metadata=user_metadata,
+            ignore_dropout=ignore_dropout,
+        )
+        return self._from_state(uploaded.path, base_model, user_metadata, None, False)
+
     def create_sampling_client(
         self,
         model_path: str | None = None,
@@ -204,6 +229,7 @@ class ServiceClient:
     create_training_client_from_state_with_optimizer_async = in_thread(
         create_training_client_from_state_with_optimizer
     )
+    create_training_client_from_peft_async = in_thread(create_training_client_from_peft)
     create_sampling_client_async = in_thread(create_sampling_client)
     create_rest_client_async = as_coroutine(create_rest_client)
 

@@ -1,7 +1,10 @@
 """The client of one training run."""
 
+import os
+import secrets
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from . import custom_loss
@@ -24,10 +27,12 @@ from .messages import (
     Void,
 )
 from .paths import check_name, parse_path
+from .rest import RestClient
 from .sampling import SamplingClient, open_sampler
 from .session import Session, check_metadata, refuse_unserved
 from .tensor_data import NumpyArray
 from .tokenizers import load_tokenizer
+from .ttl import check_ttl
 from .types import (
     AdamParams,
     Datum,
@@ -40,6 +45,8 @@ from .types import (
 )
 
 T = TypeVar("T")
+
+EXPORT_TTL_S = 3600  # of the state that an export writes and deletes
 
 
 class TrainingClient:
@@ -111,8 +118,11 @@ class TrainingClient:
 
         Args:
             data: with the input `target_tokens`; others are for the function alone.
-            loss_fn: (data, log-probabilities, one tensor [N] a datum) to (loss, metrics), in torch.
-            numpy_fn: the same with arrays to (loss, gradients, one array [N] a datum); no torch.
+            loss_fn: (data, log-probabilities, one tensor a datum) to (loss, metrics), in torch.
+            numpy_fn: the same with arrays to (loss, gradients, one array a datum); no torch.
+
+        Log-probabilities and gradients have the shape of `target_tokens`, [N] or [N, K]. Of sparse
+        ones the places that are not listed are 0, and their gradient is not used.
 
         Raises:
             BadRequest: as `forward_backward`, or not exactly one function.
@@ -179,17 +189,20 @@ class TrainingClient:
         ttl_seconds: int | None = None,
         overwrite: bool = False,
         user_metadata: Mapping[str, str] | None = None,
+        *,
+        include_optimizer: bool = True,
     ) -> APIFuture[SaveWeightsResponse]:
         """Save weights and optimizer state, to train on from later.
 
         Args:
             name: letters, digits and `_.=+@-`.
-            ttl_seconds: not served; states are kept.
+            ttl_seconds: it is deleted after so long, at most ten years; None keeps it.
             overwrite: replace a state of that name; otherwise that is a `Conflict`.
             user_metadata: kept beside it.
+            include_optimizer: with the optimizer's moments and step count, three times the size.
         """
-        refuse_unserved(ttl_seconds=ttl_seconds)
         check_name(name)
+        ttl_s = check_ttl(ttl_seconds)
         metadata = check_metadata(user_metadata)
         return self._command(
             lambda number, seq: SaveState(
@@ -199,6 +212,8 @@ class TrainingClient:
                 digest=b"",
                 name=name,
                 overwrite=bool(overwrite),
+                include_optimizer=bool(include_optimizer),
+                ttl_s=ttl_s,
                 user_metadata=metadata,
             ),
             lambda parts: SaveWeightsResponse(
@@ -227,15 +242,48 @@ class TrainingClient:
         ttl_seconds: int | None = None,
         user_metadata: Mapping[str, str] | None = None,
     ) -> APIFuture[SaveWeightsForSamplerResponse]:
-        """Save the weights alone, under a name, to sample from."""
-        refuse_unserved(ttl_seconds=ttl_seconds, user_metadata=user_metadata)
+        """Save the weights alone, under a name that is free, to sample from.
+
+        Args:
+            name: letters, digits and `_.=+@-`; saved weights never change, so none is replaced.
+            ttl_seconds: they are deleted after so long, at most ten years; None keeps them.
+            user_metadata: kept beside them.
+        """
         return self._send_freeze(
             check_name(name),
             "",
             lambda parts: SaveWeightsForSamplerResponse(
                 path=read_result(parts)["path"], size_bytes=read_result(parts).get("size_bytes")
             ),
+            ttl_s=check_ttl(ttl_seconds),
+            metadata=check_metadata(user_metadata),
         )
+
+    def export_peft(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        unembed: str = "include",
+        base_model_name_or_path: str = "",
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the weights as they are now as an adapter that peft loads; waits for it.
+
+        Arguments are those of `RestClient.export_peft`.
+        """
+        name = f"export-{secrets.token_hex(8)}"
+        saved = self.save_state(name, EXPORT_TTL_S, include_optimizer=False).result()
+        rest = RestClient(self._session)
+        try:
+            return rest.export_peft(
+                saved.path,
+                directory,
+                unembed=unembed,
+                base_model_name_or_path=base_model_name_or_path,
+                overwrite=overwrite,
+            )
+        finally:
+            rest.delete_checkpoint_from_tinker_path(saved.path)
 
     def save_weights_and_get_sampling_client(
         self, name: str | None = None, retry_config: object = None
@@ -282,6 +330,7 @@ class TrainingClient:
     load_state_async = as_coroutine(load_state)
     load_state_with_optimizer_async = as_coroutine(load_state_with_optimizer)
     save_weights_for_sampler_async = as_coroutine(save_weights_for_sampler)
+    export_peft_async = in_thread(export_peft)
     save_weights_and_get_sampling_client_async = in_thread(save_weights_and_get_sampling_client)
     create_sampling_client_async = in_thread(create_sampling_client)
     get_info_async = as_coroutine(get_info)
@@ -356,11 +405,10 @@ class TrainingClient:
             )
             for index, part in enumerate(parts)
         ]
-        lengths = [part.lengths for part in parts]
         return connection.send(
             headers,
             [part.frames for part in parts],
-            lambda answer: read_forward_backward(answer, lengths),
+            lambda answer: read_forward_backward(answer, parts),
         )
 
     def _void(self, seq: int) -> None:
@@ -390,7 +438,12 @@ class TrainingClient:
         )
 
     def _send_freeze(
-        self, name: str, sampler_id: str, convert: Callable[[Sequence[AnswerPart]], T]
+        self,
+        name: str,
+        sampler_id: str,
+        convert: Callable[[Sequence[AnswerPart]], T],
+        ttl_s: int = 0,
+        metadata: dict[str, str] | None = None,
     ) -> APIFuture[T]:
         return self._command(
             lambda number, seq: SaveForSampler(
@@ -400,6 +453,8 @@ class TrainingClient:
                 digest=b"",
                 name=name,
                 sampler_id=sampler_id,
+                ttl_s=ttl_s,
+                user_metadata=metadata or {},
             ),
             convert,
         )

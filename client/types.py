@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .errors import BadRequest
-from .tensor_data import NumpyArray, TensorData, from_list, is_kept, to_array
+from .tensor_data import NumpyArray, TensorData, from_list, is_kept, is_torch, to_array
 
 if TYPE_CHECKING:
     import torch
@@ -146,6 +146,8 @@ class Datum:
     Args:
         model_input: the tokens, N of them.
         loss_fn_inputs: arrays of N elements by name; plain lists for the names of the SDK's losses.
+            Of cross_entropy, `target_tokens` and `weights` may be matrices [N, K]; those that come
+            as torch tensors are kept sparse when that takes less room.
 
     Raises:
         BadRequest: a plain list under another name, or values that are not numbers.
@@ -185,6 +187,8 @@ def _loss_input(name: str, value: Any, model_input: ModelInput) -> TensorData:
     if isinstance(value, TensorData):
         return value
     if not isinstance(value, (list, tuple)):
+        if name in ("target_tokens", "weights") and is_torch(value) and value.ndim == 2:
+            return TensorData.from_torch_sparse(value)
         return TensorData(value)
     dtype = _LIST_DTYPES.get(name)
     if dtype is None:
@@ -252,7 +256,7 @@ class ForwardBackwardOutput:
     """Of forward and forward_backward. The loss is `metrics["loss:sum"]`."""
 
     loss_fn_output_type: str = "ArrayRecord"
-    loss_fn_outputs: list[dict[str, TensorData]]  # "logprobs" [N] of each datum
+    loss_fn_outputs: list[dict[str, TensorData]]  # of each datum "logprobs", as its target_tokens
     metrics: dict[str, float]  # names are `name:reduction`
 
 
@@ -404,6 +408,23 @@ class Checkpoint:
     tinker_path: str  # weft://<run_id>/<checkpoint_id>; the SDK's name for it
     size_bytes: int | None = None
     user_metadata: dict[str, str] = field(default_factory=dict[str, str])
+    public: bool = False  # never; a checkpoint is its owner's
+    expires_at: float | None = None  # seconds since 1970; None: never
+    has_optimizer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfoResponse:
+    """What a checkpoint was trained on, and how."""
+
+    base_model: str
+    is_lora: bool = True
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    train_unembed: bool | None = None
+    train_mlp: bool | None = None
+    train_attn: bool | None = None
+    has_optimizer: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from ...client.file_messages import (
     ReadPart,
     WritePart,
 )
+from ...client.local_files import CONFIG_NAME, TENSORS_NAME
 from ...client.messages import (
     Array,
     Reply,
@@ -32,7 +33,7 @@ from ..files.jobs import (
     ReadBytes,
     WriteBytes,
 )
-from ..files.outgoing import CONFIG_NAME, TENSORS_NAME, UNEMBED_CHOICES
+from ..files.outgoing import UNEMBED_CHOICES
 from .books import Books
 from .checks import check_free, check_run_id
 from .events import ClientMessage, ToClient

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...client.errors import BadRequest, NotFound
+from ...client.local_files import TENSORS_NAME
 from ...client.wire import digest_bytes
 from .checkpoint import Checkpoint
 from .jobs import (
@@ -22,7 +23,7 @@ from .jobs import (
     RenameState,
     WriteBytes,
 )
-from .outgoing import TENSORS_NAME, Stream, peft_files, state_files
+from .outgoing import Stream, peft_files, state_files
 from .peft_config import read_config
 from .peft_tensors import Adapter, match, read_values
 from .store import CheckpointFiles, now

@@ -10,15 +10,13 @@ from itertools import accumulate
 from typing import BinaryIO
 
 from ...client.errors import BadRequest
+from ...client.local_files import CONFIG_NAME, STATE_NAME, TENSORS_NAME
 from .checkpoint import Checkpoint
 from .peft_config import write_config
 from .peft_tensors import to_key
 from .tensors import Contents, make_header
 
-CONFIG_NAME = "adapter_config.json"
-TENSORS_NAME = "adapter_model.safetensors"
 UNEMBED_FOLDER = "unembed"
-STATE_NAME = "state.safetensors"
 UNEMBED_CHOICES = ("include", "omit", "separate")
 
 

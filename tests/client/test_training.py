@@ -121,7 +121,7 @@ def test_options_of_a_loss_travel_with_their_defaults(
             "cross_entropy has no option 'beta'",
             id="option",
         ),
-        pytest.param(lambda run: run.forward([datum(5)], "dro"), "loss_fn 'dro'", id="loss"),
+        pytest.param(lambda run: run.forward([datum(5)], "dpo"), "loss_fn 'dpo'", id="loss"),
         pytest.param(
             lambda run: run.optim_step(AdamParams(learning_rate=float("nan"))),
             "learning_rate is nan",
@@ -135,7 +135,7 @@ def test_options_of_a_loss_travel_with_their_defaults(
         ),
         pytest.param(lambda run: run.save_state("a/b"), "'a/b' is no name", id="slash"),
         pytest.param(lambda run: run.save_state("../x"), "is no name", id="dots"),
-        pytest.param(lambda run: run.save_state("a", ttl_seconds=9), "ttl_seconds", id="ttl"),
+        pytest.param(lambda run: run.save_state("a", ttl_seconds=0), "ttl_seconds is 0", id="ttl"),
         pytest.param(lambda run: run.load_state("/etc/passwd"), "is no path", id="path"),
         pytest.param(
             lambda run: run.load_state(f"weft://{run.model_id}/sampler_weights/a"),

@@ -1,0 +1,176 @@
+"""Adapters and states as files on the caller's machine: read to be sent, written as they come.
+
+Files appear whole: they are written under other names, which go away when something fails.
+"""
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import BadRequest, EngineFailed
+from .limits import limit
+
+CONFIG_NAME = "adapter_config.json"
+TENSORS_NAME = "adapter_model.safetensors"
+STATE_NAME = "state.safetensors"
+_SENT = (TENSORS_NAME, CONFIG_NAME)  # in the order in which they are sent
+_MOST = {TENSORS_NAME: "upload_bytes", CONFIG_NAME: "config_bytes"}
+_PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+_RECEIVED = frozenset(
+    {CONFIG_NAME, TENSORS_NAME, f"unembed/{CONFIG_NAME}", f"unembed/{TENSORS_NAME}", STATE_NAME}
+)
+_COPY_BYTES = 1 << 20
+
+Read = Callable[[int], bytes]
+PathLike = str | os.PathLike[str]
+Source = PathLike | Mapping[str, bytes]
+
+
+class Adapter:
+    """The two files of an adapter, open one after the other.
+
+    Args:
+        source: a directory as peft saves it, or the two files by their names.
+
+    Raises:
+        BadRequest: one of the two is missing, too large, or pickled.
+    """
+
+    def __init__(self, source: Source) -> None:
+        _check_given(source)
+        self.sizes: dict[str, int] = {}
+        with ExitStack() as stack:
+            self._handles = [stack.enter_context(_open(source, name)) for name in _SENT]
+            for name, handle in zip(_SENT, self._handles, strict=True):
+                size = self.sizes[name] = handle.seek(0, os.SEEK_END)
+                handle.seek(0)
+                if size > limit(_MOST[name]):
+                    most = limit(_MOST[name])
+                    raise BadRequest(f"{name} has {size} bytes, at most {most}", "too_large")
+            self._stack = stack.pop_all()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of both, as many as asked for unless it is the end."""
+        data = b""
+        for handle in self._handles:
+            data += handle.read(size - len(data))
+        return data
+
+    def __enter__(self) -> "Adapter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def write_folder(
+    folder: PathLike, files: Sequence[tuple[str, int]], read: Read, overwrite: bool
+) -> Path:
+    """Write files of these names and sizes into a directory, which is made.
+
+    Raises:
+        BadRequest: one of them is there and is not to be overwritten.
+    """
+    folder = Path(folder)
+    _check_names(files)
+    targets = [folder / name for name, _ in files]
+    with ExitStack() as stack:
+        temporary = [stack.enter_context(_whole(target, overwrite)) for target in targets]
+        for path, (_, size) in zip(temporary, files, strict=True):
+            with path.open("wb") as handle:
+                for data in _pieces(read, size):
+                    handle.write(data)
+    return folder
+
+
+def write_archive(
+    target: PathLike, files: Sequence[tuple[str, int]], read: Read, overwrite: bool
+) -> Path:
+    """Write files of these names and sizes into one tar.
+
+    Raises:
+        BadRequest: it is there and is not to be overwritten.
+    """
+    target = Path(target)
+    _check_names(files)
+    with _whole(target, overwrite) as temporary, tarfile.open(temporary, "w") as archive:
+        for name, size in files:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = size, 0o644
+            archive.addfile(member, _Stream(read, size))
+    return target
+
+
+class _Stream(BytesIO):
+    """What a tar reads a member from."""
+
+    def __init__(self, read: Read, size: int) -> None:
+        super().__init__()
+        self._pieces = _pieces(read, size)
+        self._rest = b""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        while size is not None and len(self._rest) < size:
+            piece = next(self._pieces, b"")
+            if not piece:
+                break
+            self._rest += piece
+        found, self._rest = self._rest[:size], self._rest[size:]
+        return found
+
+
+def _pieces(read: Read, size: int) -> Iterator[bytes]:
+    while size:
+        data = read(min(size, _COPY_BYTES))
+        if not data:
+            raise EngineFailed(f"a download ended {size} bytes too early")
+        size -= len(data)
+        yield data
+
+
+def _check_names(files: Sequence[tuple[str, int]]) -> None:
+    for name, _ in files:
+        if name not in _RECEIVED:
+            raise EngineFailed(f"the server sends a file {name[:80]!r}")
+
+
+def _open(source: Source, name: str) -> BinaryIO:
+    return (
+        BytesIO(source[name]) if isinstance(source, Mapping) else (Path(source) / name).open("rb")
+    )
+
+
+def _check_given(source: Source) -> None:
+    if isinstance(source, Mapping):
+        where, names = "the adapter", set(source)
+        for name in names.difference(_SENT, _PICKLED):
+            raise BadRequest(f"{name!r} is not taken; an adapter is {' and '.join(_SENT)}")
+    else:
+        where, folder = str(source), Path(source)
+        if not folder.is_dir():
+            raise BadRequest(f"{folder} is no directory")
+        names = {path.name for path in folder.iterdir()}
+    for name in _PICKLED:
+        if name in names and TENSORS_NAME not in names:
+            raise BadRequest(f"{where} has {name}, which is pickled; save it as {TENSORS_NAME}")
+    for name in _SENT:
+        if name not in names:
+            raise BadRequest(f"{where} lacks {name}")
+
+
+@contextmanager
+def _whole(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A name beside `target` that takes its place unless an error comes."""
+    if target.exists() and not overwrite:
+        raise BadRequest(f"{target} exists; pass overwrite=True to replace it", "conflict")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
