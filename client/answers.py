@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .arrays import NumpyArray, unpack_arrays
+from .batch import Part
 from .errors import EngineFailed
 from .link import AnswerPart
 from .tensor_data import TensorData
@@ -21,35 +21,44 @@ def read_result(parts: Sequence[AnswerPart]) -> dict[str, Any]:
 
 
 def read_forward_backward(
-    parts: Sequence[AnswerPart], lengths: Sequence[NDArray[np.int32]]
+    parts: Sequence[AnswerPart], sent: Sequence[Part]
 ) -> ForwardBackwardOutput:
     """The output of one call.
 
     Args:
         parts: of the answer, one for each part of the call.
-        lengths: of the datums, for each part of the call.
+        sent: the parts of the call.
 
     Raises:
         EngineFailed: the answer does not have the shape of the call.
     """
-    if len(parts) != len(lengths):
-        raise EngineFailed(f"{len(lengths)} parts were sent, {len(parts)} came back")
-    outputs: list[dict[str, TensorData]] = []
+    if len(parts) != len(sent):
+        raise EngineFailed(f"{len(sent)} parts were sent, {len(parts)} came back")
+    found: list[NumpyArray] = []
     metrics: list[tuple[Metrics, int]] = []
-    for part, part_lengths in zip(parts, lengths, strict=True):
-        total = int(part_lengths.sum(dtype=np.int64))
-        logprobs = _own(unpack_arrays(part.reply.arrays, part.frames).get("logprobs"))
-        if logprobs is None or logprobs.shape != (total,):
-            raise EngineFailed(f"no logprobs of {total} tokens in an answer")
-        ends = np.cumsum(part_lengths).tolist()
-        starts = [0, *ends[:-1]]
-        outputs += [
-            {"logprobs": TensorData(logprobs[start:end])}
-            for start, end in zip(starts, ends, strict=True)
-        ]
+    for part, call in zip(parts, sent, strict=True):
+        logprobs = unpack_arrays(part.reply.arrays, part.frames).get("logprobs")
+        if logprobs is None or logprobs.shape != (call.num_outputs,):
+            raise EngineFailed(f"no logprobs of {call.num_outputs} targets in an answer")
+        found.append(logprobs)
         if "metrics" in part.reply.result:
-            metrics.append((part.reply.result["metrics"], len(part_lengths)))
+            metrics.append((part.reply.result["metrics"], len(call.lengths)))
+    outputs = _split(np.concatenate(found), sent)
     return ForwardBackwardOutput(loss_fn_outputs=outputs, metrics=merge_metrics(metrics))
+
+
+def _split(logprobs: NumpyArray, sent: Sequence[Part]) -> list[dict[str, TensorData]]:
+    """Cut the log-probabilities of a call into those of its datums."""
+    layouts = [layout for part in sent for layout in part.layouts]
+    if layouts:
+        sizes = [layout.num_sent for layout in layouts]
+    else:
+        sizes = np.concatenate([part.lengths for part in sent]).tolist()
+    pieces = np.split(logprobs, np.cumsum(sizes)[:-1])
+    if layouts:
+        arranged = zip(layouts, pieces, strict=True)
+        return [{"logprobs": layout.arrange(piece)} for layout, piece in arranged]
+    return [{"logprobs": TensorData(piece)} for piece in pieces]
 
 
 def merge_metrics(parts: Sequence[tuple[Metrics, int]]) -> Metrics:
@@ -120,7 +129,3 @@ def read_samples(parts: Sequence[AnswerPart], request_id: int) -> SampleResponse
         )
     ]
     return SampleResponse(sequences=sequences, prompt_logprobs=arrays.get("prompt_logprobs"))
-
-
-def _own(array: NumpyArray | None) -> NumpyArray | None:
-    return None if array is None else array.copy()

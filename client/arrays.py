@@ -48,7 +48,7 @@ def pack_arrays(
     arrays: list[Array] = []
     frames: list[memoryview] = []
     for name, values in named.items():
-        encoding = "raw" if encodings is None else encodings.get(name, "raw")
+        encoding = "raw" if encodings is None or not values.size else encodings.get(name, "raw")
         frame, value = -1, 0.0
         if encoding == "constant":
             value = float(values.flat[0])

@@ -1,24 +1,24 @@
 """From the datums of a call to the columnar parts that are sent.
 
-A whole call is validated before any of it leaves. A column holds one value for each token of the
-call, datum after datum; parts are slices of the columns at datum boundaries, each small enough that
-a heartbeat or a sample is never stuck behind it.
+Parts are slices of the call's columns at datum boundaries, each small enough that a heartbeat or a
+sample is never stuck behind it. Only a datum whose many targets would not fit into one part has
+further ones, which hold nothing but targets.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import ITEM_BYTES, choose_encoding, choose_encodings, pack_arrays
+from .columns import Columns, build_columns, join_tokens
 from .errors import BadRequest
 from .limits import limit
-from .losses import Loss, LossInput, check_inputs, fill_config, find_loss
+from .losses import fill_config, find_loss
 from .messages import Array, ModelCard
-from .sequence_ratio import check_sequence_ratio
+from .soft_targets import Layout
 from .tensor_data import NumpyArray
 from .types import Datum
 
@@ -32,8 +32,10 @@ class Part:
 
     lengths: NDArray[np.int32]
     num_tokens: int
+    num_outputs: int  # log-probabilities in the answer
     arrays: list[Array]
     frames: list[memoryview]
+    layouts: tuple[Layout, ...] = ()  # of its datums, where some targets of the call are a matrix
 
 
 def build_parts(
@@ -59,30 +61,6 @@ def build_parts(
     return cut_parts(build_columns(data, loss, card, fill_config(loss, config)))
 
 
-def build_columns(
-    data: Sequence[Datum], loss: Loss, card: ModelCard, config: Mapping[str, float]
-) -> dict[str, NumpyArray]:
-    """The validated columns of a call: "tokens", "lengths" and every input of the loss."""
-    _check_datums(data, loss)
-    inputs = [datum.model_input.to_numpy() for datum in data]
-    lengths = np.fromiter(map(len, inputs), np.int32, len(inputs))
-    _check_lengths(lengths, card)
-    columns: dict[str, NumpyArray] = {
-        "tokens": _join_tokens("token", inputs, lengths, card.vocab_size),
-        "lengths": lengths,
-    }
-    for item in loss.inputs:
-        default = config[item.default] if isinstance(item.default, str) else item.default
-        values = _input_arrays(data, item, default, lengths)
-        if item.dtype == "int32":
-            columns[item.name] = _join_tokens(item.name, values, lengths, card.vocab_size)
-        else:
-            columns[item.name] = _join_floats(item.name, values, lengths)
-    if loss.name == "gspo":
-        check_sequence_ratio(columns, lengths)
-    return columns
-
-
 def pack_tokens(
     tokens: NumpyArray, card: ModelCard, room: int
 ) -> tuple[list[Array], list[memoryview]]:
@@ -96,7 +74,6 @@ def pack_tokens(
     Raises:
         BadRequest: as above.
     """
-    lengths = np.array([len(tokens)], np.int32)
     if len(tokens) == 0:
         raise BadRequest("the prompt is empty")
     if len(tokens) + room > card.max_context:
@@ -105,17 +82,23 @@ def pack_tokens(
             f"{card.max_context}",
             "too_large",
         )
-    column = _join_tokens("prompt token", [tokens], lengths, card.vocab_size)
+    column = join_tokens(
+        "prompt token", [tokens], card.vocab_size, lambda index: f"position {index}"
+    )
     if column.nbytes > _PART_BYTES:
         raise BadRequest(f"prompt of {column.nbytes} bytes, at most {_PART_BYTES}", "too_large")
     return pack_arrays({"tokens": column})
 
 
-def cut_parts(columns: dict[str, NumpyArray]) -> list[Part]:
-    """Cut columns into parts of at most `part_bytes`; a datum is never split."""
-    lengths = columns["lengths"]
+def cut_parts(columns: Columns) -> list[Part]:
+    """Cut columns into parts of at most `part_bytes`."""
+    named = columns.named
+    has_counts = "target_counts" in named
+    targets = {name: named[name] for name in ("target_tokens", "weights")} if has_counts else {}
+    tokens = {name: column for name, column in named.items() if name not in targets}
+    lengths = tokens["lengths"]
     ends = np.cumsum(lengths, dtype=np.int64)
-    costs, encodings = _datum_bytes(columns, ends)
+    costs, encodings = _datum_bytes(tokens, ends)
     largest = int(costs.argmax())
     if costs[largest] > _PART_BYTES:
         raise BadRequest(
@@ -123,117 +106,29 @@ def cut_parts(columns: dict[str, NumpyArray]) -> list[Part]:
             f"at most {_PART_BYTES}",
             "too_large",
         )
-    totals = np.cumsum(costs)
-    bounds = [0]
-    while bounds[-1] < len(lengths):
-        sent = int(totals[bounds[-1] - 1]) if bounds[-1] else 0
-        bounds.append(int(np.searchsorted(totals, sent + _PART_BYTES, side="right")))
-    if len(bounds) - 1 > _MAX_PARTS:
-        raise BadRequest(
-            f"a call of {int(totals[-1])} bytes takes {len(bounds) - 1} parts, at most {_MAX_PARTS}",
-            "too_large",
-        )
+    if has_counts:
+        weighs_each = _is_constant(targets["weights"])
+        encodings["weights"] = "constant" if weighs_each else "raw"
+        target_bytes = ITEM_BYTES if weighs_each else 2 * ITEM_BYTES
+        datum_bounds, target_bounds = _cut_targets(costs, _per_datum(tokens, ends), target_bytes)
+    else:
+        datum_bounds = target_bounds = _cut(costs)
     parts: list[Part] = []
-    for first, last in pairwise(bounds):
-        start, stop = int(ends[first - 1]) if first else 0, int(ends[last - 1])
+    for bounds, target_bounds_ in zip(pairwise(datum_bounds), pairwise(target_bounds), strict=True):
+        first, last = bounds
+        start, stop = int(ends[first - 1]) if first else 0, int(ends[last - 1]) if last else 0
         chunk = {
             name: column[first:last] if name == "lengths" else column[start:stop]
-            for name, column in columns.items()
+            for name, column in tokens.items()
         }
-        is_whole = len(bounds) == 2
-        chosen = encodings if is_whole else choose_encodings(chunk, encodings)
+        is_whole = len(datum_bounds) == 2
+        chosen = encodings if is_whole else encodings | choose_encodings(chunk, encodings)
+        chunk |= {name: column[slice(*target_bounds_)] for name, column in targets.items()}
         arrays, frames = pack_arrays(chunk, chosen)
-        parts.append(Part(lengths[first:last], stop - start, arrays, frames))
+        num_outputs = len(chunk["target_tokens"])
+        layouts = columns.layouts[first:last]
+        parts.append(Part(lengths[first:last], stop - start, num_outputs, arrays, frames, layouts))
     return parts
-
-
-def _check_datums(data: Sequence[Datum], loss: Loss) -> None:
-    if not len(data):
-        raise BadRequest("the call has no datum")
-    seen: set[frozenset[str]] = set()
-    for index, datum in enumerate(data):
-        if not isinstance(datum, Datum):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise BadRequest(f"datum {index} is a {type(datum).__name__}, not a Datum")
-        names = frozenset(datum.loss_fn_inputs)
-        if names not in seen:
-            try:
-                check_inputs(loss, names)
-            except BadRequest as error:
-                raise BadRequest(f"datum {index}: {error}") from None
-            seen.add(names)
-
-
-def _check_lengths(lengths: NDArray[np.int32], card: ModelCard) -> None:
-    shortest, longest = int(lengths.argmin()), int(lengths.argmax())
-    if lengths[shortest] < 1:
-        raise BadRequest(f"datum {shortest} is empty")
-    if lengths[longest] > card.max_context:
-        raise BadRequest(
-            f"datum {longest} has {lengths[longest]} tokens, the context of {card.name} is "
-            f"{card.max_context}",
-            "too_large",
-        )
-
-
-def _input_arrays(
-    data: Sequence[Datum], item: LossInput, default: float | None, lengths: NDArray[np.int32]
-) -> list[NumpyArray]:
-    name = item.name
-    found: list[NumpyArray] = []
-    expected: list[int] = lengths.tolist()
-    for index, (datum, length) in enumerate(zip(data, expected, strict=True)):
-        tensor = datum.loss_fn_inputs.get(name)
-        if tensor is None:
-            found.append(np.full(length, default, np.float32))
-            continue
-        values = tensor.array
-        if values.shape != (length,):
-            raise BadRequest(
-                f"datum {index}: {name} has shape {list(values.shape)}, model_input has "
-                f"{length} tokens"
-            )
-        found.append(values)
-    if item.dtype == "int32":
-        for index, values in enumerate(found):
-            if values.dtype.kind == "f":
-                raise BadRequest(f"datum {index}: {name} holds floats, not token ids")
-    return found
-
-
-def _join_tokens(
-    what: str, arrays: list[NumpyArray], lengths: NDArray[np.int32], vocab_size: int
-) -> NDArray[np.int32]:
-    is_narrow = all(values.dtype == np.int32 for values in arrays)
-    joined: NumpyArray = np.concatenate(arrays, dtype=np.int32 if is_narrow else np.int64)
-    # Negative ids are huge when read as unsigned.
-    unsigned: NumpyArray = joined.view(np.uint32 if is_narrow else np.uint64)
-    if int(unsigned.max()) >= vocab_size:
-        index = int(np.argmax(unsigned >= vocab_size))
-        raise BadRequest(
-            f"{_place(index, lengths)}: {what} {int(joined[index])} is not in the vocabulary of "
-            f"{vocab_size}"
-        )
-    return joined.astype(np.int32, copy=False)
-
-
-def _join_floats(
-    name: str, arrays: list[NumpyArray], lengths: NDArray[np.int32]
-) -> NDArray[np.float32]:
-    joined = np.concatenate(arrays, dtype=np.float32, casting="unsafe")
-    with np.errstate(over="ignore", invalid="ignore"):
-        is_surely_finite = isfinite(joined.sum())  # a third of the time of isfinite().all()
-    if not is_surely_finite and not (is_finite := np.isfinite(joined)).all():
-        index = int(np.argmin(is_finite))
-        raise BadRequest(
-            f"{_place(index, lengths)}: {name} is {float(joined[index])}, not finite", "non_finite"
-        )
-    return joined
-
-
-def _place(index: int, lengths: NDArray[np.int32]) -> str:
-    ends = np.cumsum(lengths, dtype=np.int64)
-    datum = int(np.searchsorted(ends, index, side="right"))
-    return f"datum {datum}, position {index - int(ends[datum]) + int(lengths[datum])}"
 
 
 def _datum_bytes(
@@ -255,3 +150,54 @@ def _datum_bytes(
         else:
             costs += ITEM_BYTES
     return costs, encodings
+
+
+def _cut(costs: NDArray[np.int64]) -> list[int]:
+    """Where parts begin in a row of pieces of these bytes, and the end of the last."""
+    totals = np.cumsum(costs)
+    bounds = [0]
+    while bounds[-1] < len(costs):
+        sent = int(totals[bounds[-1] - 1]) if bounds[-1] else 0
+        bounds.append(int(np.searchsorted(totals, sent + _PART_BYTES, side="right")))
+    if len(bounds) - 1 > _MAX_PARTS:
+        raise BadRequest(
+            f"a call of {int(totals[-1])} bytes takes {len(bounds) - 1} parts, at most {_MAX_PARTS}",
+            "too_large",
+        )
+    return bounds
+
+
+def _cut_targets(
+    costs: NDArray[np.int64], num_targets: NDArray[np.int64], target_bytes: int
+) -> tuple[list[int], list[int]]:
+    """The bounds of parts in datums and in targets.
+
+    Args:
+        costs: bytes of each datum without its targets.
+        num_targets: of each datum.
+        target_bytes: of each target.
+    """
+    most = _PART_BYTES // target_bytes
+    beside = np.minimum(num_targets, (_PART_BYTES - costs) // target_bytes)
+    rest = num_targets - beside
+    num_pieces = 1 + -(-rest // most)
+    owners = np.repeat(np.arange(len(costs)), num_pieces)
+    numbers = np.arange(len(owners)) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+    is_first = numbers == 0
+    later = np.minimum(most, rest[owners] - (numbers - 1) * most)
+    targets = np.where(is_first, beside[owners], later)
+    bounds = _cut(np.where(is_first, costs[owners], 0) + target_bytes * targets)
+    datum_ends = np.concatenate(([0], np.cumsum(is_first)))
+    target_ends = np.concatenate(([0], np.cumsum(targets)))
+    return datum_ends[bounds].tolist(), target_ends[bounds].tolist()
+
+
+def _per_datum(columns: dict[str, NumpyArray], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Targets of each datum."""
+    totals = np.cumsum(columns["target_counts"], dtype=np.int64)[ends - 1]
+    return np.diff(totals, prepend=0)
+
+
+def _is_constant(values: NumpyArray) -> bool:
+    bits = values.view(np.int32)
+    return bool(len(bits) and (bits == bits[0]).all())

@@ -7,6 +7,7 @@ import pytest
 
 from weft.client.answers import merge_metrics, read_forward_backward, read_samples
 from weft.client.arrays import pack_arrays
+from weft.client.batch import Part
 from weft.client.errors import EngineFailed
 from weft.client.link import AnswerPart
 from weft.client.messages import Reply
@@ -23,6 +24,10 @@ def floats(*values: float) -> np.ndarray:
 
 def ints(*values: int) -> np.ndarray:
     return np.asarray(values, np.int32)
+
+
+def sent(*lengths: int) -> Part:
+    return Part(ints(*lengths), sum(lengths), sum(lengths), [], [])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,7 @@ def test_metrics_may_all_come_with_the_first_part() -> None:
         part({"metrics": {"loss:sum": 3.0}}, logprobs=floats(-1)),
         part({}, logprobs=floats(-2)),
     ]
-    output = read_forward_backward(parts, [ints(1), ints(1)])
+    output = read_forward_backward(parts, [sent(1), sent(1)])
     assert output.metrics == {"loss:sum": 3.0}
     assert [one["logprobs"].tolist() for one in output.loss_fn_outputs] == [[-1], [-2]]
 
@@ -74,7 +79,7 @@ def test_metrics_may_all_come_with_the_first_part() -> None:
 )
 def test_an_output_of_another_shape_is_refused(parts: list[AnswerPart]) -> None:
     with pytest.raises(EngineFailed):
-        read_forward_backward(parts, [ints(1, 2)])
+        read_forward_backward(parts, [sent(1, 2)])
 
 
 def test_samples_in_several_parts_are_joined() -> None:

@@ -131,8 +131,8 @@ def test_arrays_are_copied() -> None:
             id="lengths differ",
         ),
         pytest.param(
-            [datum(target_tokens=np.zeros((3, 2), np.int64))],
-            "cross_entropy",
+            [policy_datum(target_tokens=np.zeros((3, 2), np.int64))],
+            "ppo",
             r"shape \[3, 2\]",
             "bad_request",
             id="two dimensions",

@@ -1,5 +1,7 @@
 """Arrays come from lists, numpy and torch, and nothing is lost on the way."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,78 @@ def test_other_dtypes_are_refused_by_name() -> None:
 def test_equal_data_are_equal() -> None:
     assert TensorData([1, 2], "int64") == TensorData(np.array([1, 2]))
     assert TensorData([1.0], "float32") != TensorData([1], "int64")
+
+
+def sparse(data: Any = (5, 6), **fields: Any) -> TensorData:
+    given: dict[str, Any] = {
+        "dtype": "int64",
+        "shape": [2, 3],
+        "sparse_crow_indices": [0, 1, 2],
+        "sparse_col_indices": [2, 0],
+        **fields,
+    }
+    return TensorData(list(data), **given)
+
+
+def test_a_sparse_matrix_is_made_dense_with_its_padding() -> None:
+    data = sparse()
+    assert (data.shape, data.dtype, data.data, len(data)) == ([2, 3], "int64", [5, 6], 2)
+    assert (data.sparse_crow_indices, data.sparse_col_indices) == ([0, 1, 2], [2, 0])
+    assert data.tolist() == data.to_torch().tolist() == [[0, 0, 5], [6, 0, 0]]
+    assert data.to_numpy(-1).tolist() == [[-1, -1, 5], [6, -1, -1]]
+    assert data == sparse()
+    assert data != sparse(sparse_col_indices=[1, 0])
+    assert data != TensorData([5, 6], "int64")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        pytest.param({"sparse_col_indices": None}, "go together", id="no columns"),
+        pytest.param({"sparse_crow_indices": None}, "go together", id="no rows"),
+        pytest.param({"shape": None}, r"needs the shape \[N, K\]", id="no shape"),
+        pytest.param({"shape": [6]}, r"needs the shape \[N, K\]", id="one dimension"),
+        pytest.param({"shape": [3, 3]}, "3 row pointers do not make 3 rows", id="rows"),
+        pytest.param({"data": [5]}, r"1 values do not have shape \[2\]", id="values"),
+        pytest.param({"sparse_col_indices": [2, 3]}, "outside 0 .. 2", id="column"),
+    ],
+)
+def test_a_sparse_matrix_that_contradicts_itself_is_refused(
+    fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        sparse(**fields)
+
+
+def test_a_mostly_padded_torch_matrix_is_listed() -> None:
+    tensor = torch.full((4, 5), -1)
+    tensor[1, 2], tensor[3, 0] = 7, 0
+    data = TensorData.from_torch_sparse(tensor, pad_value=-1)
+    assert (data.data, data.sparse_crow_indices) == ([7, 0], [0, 0, 1, 1, 2])
+    assert torch.equal(data.to_torch(-1), tensor)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(torch.ones(2, 3), id="full"),
+        pytest.param(torch.tensor([[0, 1], [1, 0]]), id="no smaller"),
+        pytest.param(torch.zeros(9), id="one dimension"),
+    ],
+)
+def test_what_would_be_no_smaller_stays_dense(tensor: torch.Tensor) -> None:
+    data = TensorData.from_torch_sparse(tensor)
+    assert data.sparse_crow_indices is data.sparse_col_indices is None
+    assert torch.equal(data.to_torch(), tensor)
+
+
+@pytest.mark.parametrize("pad_value", [0.5, True, None])
+def test_padding_is_an_integer(pad_value: object) -> None:
+    with pytest.raises(BadRequest, match="not an integer"):
+        TensorData.from_torch_sparse(torch.zeros(9, 9), pad_value)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")  # of torch, that they are in beta
+def test_a_sparse_torch_tensor_is_refused_by_its_layout() -> None:
+    with pytest.raises(BadRequest, match=r"torch\.sparse_csr; give it dense"):
+        TensorData(torch.eye(3).to_sparse_csr())
