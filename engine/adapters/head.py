@@ -17,6 +17,7 @@ from torch import Tensor
 from ...kernels.head import subtract_one_hot_, target_logprobs_
 from ...kernels.head_plan import Chunk, Piece, cut_head
 from ...kernels.lora import add_weight_gradient, shrink, weight_gradient
+from ..model.base import BaseModel
 from ..model.linear import BaseLinear
 from .lora import LoraLinears
 from .lora_batch import LoraBatch
@@ -42,14 +43,24 @@ class Head:
         base: the frozen unembedding, [V, D].
         site: its index among the sites.
         chunk_rows: rows of logits held at a time, a multiple of 16.
+        softcap: logits are bent to softcap * tanh(logits / softcap); 0 is off.
     """
 
-    def __init__(self, base: BaseLinear, site: int, *, chunk_rows: int = 256) -> None:
+    def __init__(
+        self, base: BaseLinear, site: int, *, chunk_rows: int = 256, softcap: float = 0.0
+    ) -> None:
         if chunk_rows <= 0 or chunk_rows % ROW_TILE:
             raise ValueError(f"chunk_rows is {chunk_rows}, not a multiple of {ROW_TILE}")
         self.base = base
         self.site = site
         self.chunk_rows = chunk_rows
+        self.softcap = softcap
+
+    @classmethod
+    def of(cls, model: BaseModel, *, chunk_rows: int = 256) -> "Head":
+        """The head of a model."""
+        site = len(model.sites) - 1
+        return cls(model.head, site, chunk_rows=chunk_rows, softcap=model.logit_softcap)
 
     @torch.no_grad()
     def forward(
@@ -140,7 +151,7 @@ class _ChunkPass:
         losses: LossBatch,
         result: HeadResult,
     ) -> None:
-        self._base, self._sites = head.base, (head.site,)
+        self._base, self._sites, self._softcap = head.base, (head.site,), head.softcap
         self._batch, self._chunk, self._losses, self._result = batch, chunk, losses, result
         device = hidden_TD.device
         is_real = chunk.rows >= 0
@@ -173,6 +184,10 @@ class _ChunkPass:
             self._projections.append(s_ELR)
         if dtype != torch.float32:
             logits_CV = workspace.take("logits", shape, torch.float32).copy_(logits_CV)
+        if self._softcap:
+            bend_CV = self._bend(logits_CV)
+            torch.tanh(logits_CV.div_(self._softcap), out=bend_CV)
+            torch.mul(bend_CV, self._softcap, out=logits_CV)
         logprobs_C = target_logprobs_(logits_CV, self._targets_C)
         return logits_CV, self._collect(logprobs_C)
 
@@ -182,6 +197,9 @@ class _ChunkPass:
         dlogits = slope * (one_hot - probabilities); the slope is applied to the narrow factors.
         """
         dlogits_CV = subtract_one_hot_(probabilities_CV, self._targets_C)
+        if self._softcap:  # the slope of softcap * tanh(x / softcap) is 1 - tanh^2
+            bend_CV = self._bend(dlogits_CV)
+            dlogits_CV.mul_(bend_CV.square_().neg_().add_(1))
         dtype = self._x_CD.dtype
         if dtype != torch.float32:
             shape = (dlogits_CV.shape[0], dlogits_CV.shape[1])
@@ -199,6 +217,11 @@ class _ChunkPass:
                 write(da_ERD, ds_ELR, _view(self._x_CD, piece))
             _view(dx_CD, piece).baddbmm_(ds_ELR, a_ERD)
         return dx_CD
+
+    def _bend(self, logits_CV: Tensor) -> Tensor:
+        """Where the tanh of capped logits is kept between forward and backward."""
+        shape = (logits_CV.shape[0], logits_CV.shape[1])
+        return self._batch.workspace.take("logits.bend", shape, torch.float32)
 
     def _spread(self, values_C: Tensor) -> Tensor:
         """Put the real rows in their places; padding is zero."""
