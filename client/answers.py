@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from .actions import AnswerPart
 from .arrays import NumpyArray, unpack_arrays
 from .batch import Part
 from .errors import EngineFailed
-from .link import AnswerPart
 from .tensor_data import TensorData
 from .types import ForwardBackwardOutput, SampledSequence, SampleResponse
 

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import zmq
 
 from . import wire
+from .actions import AnswerPart, Outgoing
 from .errors import BadRequest
 from .futures import APIFuture
-from .link import CLIENT, AnswerPart, Link, Outgoing
+from .link import CLIENT, Link
 from .loop import Loop, Sink
 from .messages import SPOKEN_VERSIONS, Command, Hello, Request, Sample, Welcome
 from .waiting_line import WaitingLine

@@ -15,6 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import wire
+from .actions import (
+    Action,
+    Answer,
+    AnswerPart,
+    Ask,
+    Connect,
+    Fail,
+    Greeted,
+    Happened,
+    Lost,
+    Outgoing,
+    Send,
+)
 from .asking import Asking
 from .errors import EngineFailed, WeftError, from_code
 from .limits import LIMITS, limit
@@ -40,79 +53,6 @@ _MAX_IDS = limit("request_ids")
 _NEEDS_ROOM = ("create_run", "create_sampler")
 _FIRST_ATTEMPT_S = 1.0
 _FIRST_PAUSE_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A request as it is sent: one message a part."""
-
-    request_id: int
-    what: str  # its kind, for people
-    messages: tuple[tuple[Buffer, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerPart:
-    reply: Reply
-    frames: tuple[Buffer, ...]
-
-
-# --- actions --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """Throw the socket away, and what is queued in it, and open a new one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    message: tuple[Buffer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A request succeeded."""
-
-    request_id: int
-    parts: tuple[AnswerPart, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """A request failed."""
-
-    request_id: int
-    error: WeftError
-
-
-@dataclass(frozen=True, slots=True)
-class Greeted:
-    """The broker welcomed this client, for the first time or again."""
-
-    welcome: Welcome
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The connection is given up; every request has failed."""
-
-    error: WeftError
-
-
-@dataclass(frozen=True, slots=True)
-class Happened:
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask the server why these requests wait."""
-
-    request_ids: tuple[int, ...]
-
-
-Action = Connect | Send | Answer | Fail | Greeted | Lost | Happened | Ask
 
 
 @dataclass(slots=True)

@@ -14,22 +14,11 @@ from typing import Any
 import zmq
 
 from . import wire
+from .actions import Action, Answer, AnswerPart, Ask, Connect, Fail, Greeted, Lost, Outgoing, Send
 from .answers import read_result
 from .errors import BadRequest, Busy, EngineFailed, WeftError, from_code
 from .limits import limit
-from .link import (
-    Action,
-    Answer,
-    AnswerPart,
-    Ask,
-    Connect,
-    Fail,
-    Greeted,
-    Link,
-    Lost,
-    Outgoing,
-    Send,
-)
+from .link import Link
 from .messages import CloseSampler, Explain
 from .waiting import read_reasons
 from .wire import Buffer

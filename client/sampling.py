@@ -6,12 +6,12 @@ from collections.abc import Generator, Sequence
 from math import isfinite
 from typing import Any
 
+from .actions import AnswerPart
 from .answers import read_result, read_samples
 from .batch import pack_tokens
 from .errors import BadRequest
 from .futures import APIFuture, as_coroutine, awaited
 from .limits import limit
-from .link import AnswerPart
 from .messages import CreateSampler, ModelCard, Sample
 from .paths import parse_path
 from .session import Session, refuse_unserved

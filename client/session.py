@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 
 import zmq
 
+from .actions import AnswerPart
 from .answers import read_result
 from .connection import Connection, shared_connection
 from .errors import BadRequest, NotFound
 from .futures import APIFuture
 from .limits import limit
-from .link import AnswerPart
 from .messages import ModelCard, Query, Request
 from .paths import format_run_id, format_sampler_id
 

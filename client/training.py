@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import custom_loss
+from .actions import AnswerPart
 from .adam import check_adam
 from .answers import read_forward_backward, read_result
 from .batch import Part, build_parts
 from .custom_loss import NumpyLoss, TorchLoss
 from .errors import BadRequest
 from .futures import APIFuture, as_coroutine, in_thread
-from .link import AnswerPart
 from .losses import fill_config, find_loss
 from .messages import (
     Command,

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from .actions import AnswerPart
 from .answers import read_result
 from .arrays import pack_arrays, unpack_arrays
 from .errors import EngineFailed
@@ -20,7 +21,6 @@ from .file_messages import (
 )
 from .futures import APIFuture
 from .limits import limit
-from .link import AnswerPart
 from .session import Session
 from .wire import digest_bytes
 

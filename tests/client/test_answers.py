@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from weft.client.actions import AnswerPart
 from weft.client.answers import merge_metrics, read_forward_backward, read_samples
 from weft.client.arrays import pack_arrays
 from weft.client.batch import Part
 from weft.client.errors import EngineFailed
-from weft.client.link import AnswerPart
 from weft.client.messages import Reply
 
 

@@ -5,9 +5,7 @@ from dataclasses import replace
 import pytest
 
 from weft.client import wire
-from weft.client.errors import BadRequest, Busy, Disconnected, EngineFailed
-from weft.client.limits import LIMITS
-from weft.client.link import (
+from weft.client.actions import (
     Action,
     Answer,
     AnswerPart,
@@ -16,11 +14,13 @@ from weft.client.link import (
     Fail,
     Greeted,
     Happened,
-    Link,
     Lost,
     Outgoing,
     Send,
 )
+from weft.client.errors import BadRequest, Busy, Disconnected, EngineFailed
+from weft.client.limits import LIMITS
+from weft.client.link import Link
 from weft.client.messages import (
     Ack,
     Event,

@@ -7,12 +7,12 @@ import pytest
 import torch
 from fake_broker import CARD
 
+from weft.client.actions import AnswerPart
 from weft.client.answers import read_forward_backward
 from weft.client.arrays import pack_arrays, unpack_arrays
 from weft.client.batch import Part, build_parts
 from weft.client.errors import BadRequest
 from weft.client.limits import limit
-from weft.client.link import AnswerPart
 from weft.client.messages import ModelCard, Reply
 from weft.client.tensor_data import TensorData
 from weft.client.types import Datum, ModelInput
