@@ -1,11 +1,12 @@
 """The whole engine as one object: broker and worker inside a process of yours."""
 
 import logging
+import os
 import secrets
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,20 +16,20 @@ from typing import Any
 import zmq
 
 from ..client.connection import Connection
-from ..client.errors import Disconnected, EngineFailed, WeftError
+from ..client.errors import BadRequest, Disconnected, EngineFailed, WeftError
 from ..client.limits import LIMITS
 from ..client.service import ServiceClient
 from .broker.shell import Broker
 from .files.store import CheckpointFiles, Claim
 from .worker.config import WorkerConfig
-from .worker.launch import STOP_S as WORKER_STOP_S
-from .worker.launch import WorkerProcess
 from .worker.process import Assignment, run_worker
+from .worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
 LOAD_S = 600.0  # the longest a model may take to load
 STOP_S = LIMITS["stop_s"].default + 5.0  # until the broker has given up what is under way
+SHORT_FOLDER = "/tmp"  # for a socket whose path would be too long elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class Engine:
 
     Args:
         model: "weft/tiny", a directory in Hugging Face layout, or a name on the hub.
-        config: how the engine runs.
+        isolate, listen, insecure, state_dir: see `EngineConfig`.
+        on_progress: told phase and fraction (-1: not known) while a worker loads; any thread.
         worker_settings: fields of `WorkerConfig`, such as device, dtype, is_deterministic, trace.
 
     In process, the worker shares your interpreter: a busy Python thread of yours slows its small
@@ -67,6 +69,7 @@ class Engine:
         listen: Sequence[str] = (),
         insecure: bool = False,
         state_dir: str = "",
+        on_progress: Callable[[str, float], None] | None = None,
         **worker_settings: Any,
     ) -> None:
         self.config = EngineConfig(
@@ -84,14 +87,14 @@ class Engine:
         self._ready = threading.Event()
         self._failure: WeftError | None = None
         self._broker: Broker | None = None
-        self._process: WorkerProcess | None = None
+        self._supervisor: Supervisor | None = None
         self._thread: threading.Thread | None = None
         self.address = f"inproc://weft-{secrets.token_hex(8)}"
-        back = (
-            f"ipc://{self._temporary.name}/worker"
-            if isolate
-            else f"inproc://weft-worker-{secrets.token_hex(8)}"
-        )
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
+        back = f"inproc://weft-worker-{secrets.token_hex(8)}"
+        if isolate:
+            self._sockets = _socket_folder()
+            back = f"ipc://{self._sockets.name}/worker"
         secret = secrets.token_hex(16)
         files = CheckpointFiles(root)
         self._claim: Claim | None = None
@@ -105,12 +108,13 @@ class Engine:
                 files=files,
                 insecure=insecure,
                 context=self._context,
-                on_ready=self._ready.set,
+                on_ready=self._on_ready,
+                on_progress=on_progress,
+                on_lost=self._on_lost,
                 on_finished=self._on_broker_end,
             )
             self._broker.start()
-            self._assignment = Assignment.to_broker(self.worker_config, back, secret)
-            self._start_worker(self._assignment)
+            self._start_worker(self._broker, back, secret)
             self._wait_until_ready()
         except BaseException:
             self.close()
@@ -136,32 +140,40 @@ class Engine:
     @property
     def worker_pid(self) -> int | None:
         """Process id of an isolated worker."""
-        return None if self._process is None else self._process.pid
+        return None if self._supervisor is None else self._supervisor.pid
 
     @property
     def is_healthy(self) -> bool:
-        """Whether broker and worker still run."""
+        """Whether the broker runs, and a worker does or is being started again."""
         return self._has_worker and self._has_broker
+
+    @property
+    def failure(self) -> WeftError | None:
+        """Why no worker runs, once none is started any more."""
+        return self._failure
 
     def close(self) -> None:
         """End our clients, finish what has started, stop the worker, free everything."""
         if self._is_closed:
             return
         self._is_closed = True
-        worker_stop_s = WORKER_STOP_S if self._ready.is_set() else 0.0  # deaf while it loads
+        if self._supervisor is not None:
+            self._supervisor.stop()
         for connection in list(self._connections):
             connection.close()
         if self._broker is not None:
             self._broker.stop()
             self._broker.join(STOP_S)
-        if self._process is not None:
-            self._process.join(worker_stop_s)
+        if self._supervisor is not None:
+            self._supervisor.join()
         if self._thread is not None:
             self._thread.join(timeout=STOP_S)
         self._context.destroy(linger=0)
         if self._claim is not None:
             self._claim.release()
         self._temporary.cleanup()
+        if self._sockets is not None:
+            self._sockets.cleanup()
 
     def __enter__(self) -> "Engine":
         return self
@@ -174,10 +186,15 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _start_worker(self, assignment: Assignment) -> None:
+    def _start_worker(self, broker: Broker, address: str, secret: str) -> None:
+        def assign() -> Assignment:
+            return Assignment.to_broker(self.worker_config, address, secret)
+
         if self.config.isolate:
-            self._process = WorkerProcess(assignment, self._on_exit)
+            self._supervisor = Supervisor(assign, broker, self._on_end)
+            self._supervisor.start()
             return
+        assignment = assign()
         log.warning("the worker shares this process; isolate=True keeps it out of your way")
 
         def serve() -> None:
@@ -189,17 +206,27 @@ class Engine:
             except Exception as caught:  # the boundary of the worker's thread
                 log.exception("the worker failed")
                 error = EngineFailed(f"the worker failed: {type(caught).__name__}: {caught}")
-            self._on_exit(error)
+            detail = str(error or "the worker has stopped")
+            broker.no_worker(f"the worker has ended: {detail}")
+            broker.worker_gone(assignment.worker_id, detail)
+            self._on_end(error)
 
         self._thread = threading.Thread(target=serve, name="weft-compute", daemon=True)
         self._thread.start()
 
-    def _on_exit(self, error: WeftError | None) -> None:
+    def _on_ready(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.ready()
+        self._ready.set()
+
+    def _on_lost(self, worker_id: str) -> None:
+        if self._supervisor is not None:
+            self._supervisor.lost(worker_id)
+
+    def _on_end(self, error: WeftError | None) -> None:
+        """No worker runs, and none will."""
         self._failure = error
         self._has_worker = False
-        if self._broker is not None:
-            detail = str(error or "the worker has stopped")
-            self._broker.worker_gone(self._assignment.worker_id, detail)
         self._ready.set()
 
     def _on_broker_end(self) -> None:
@@ -211,3 +238,21 @@ class Engine:
             raise EngineFailed(f"the model was not loaded after {LOAD_S:.0f} s")
         if not self.is_healthy:
             raise self._failure or EngineFailed("the engine ended while it loaded")
+
+
+def _socket_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder in which a socket's path is not too long, whatever TMPDIR says.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    for parent in (tempfile.gettempdir(), SHORT_FOLDER):
+        if len(os.fsencode(parent)) + len("/weft-12345678/worker") <= zmq.IPC_PATH_MAX_LEN:
+            try:
+                return tempfile.TemporaryDirectory(prefix="weft-", dir=parent)
+            except OSError as error:
+                log.info("%s cannot hold a socket: %s", parent, error)
+    raise BadRequest(
+        f"{tempfile.gettempdir()} is too long for a socket and {SHORT_FOLDER} takes none; "
+        "set TMPDIR to a shorter path"
+    )

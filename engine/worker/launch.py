@@ -45,6 +45,10 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    def kill(self) -> None:
+        """End the process at once, if it has not ended."""
+        self._process.kill()
+
     def join(self, timeout_s: float = STOP_S) -> None:
         """Wait until the process has ended; kill it when it takes too long."""
         try:

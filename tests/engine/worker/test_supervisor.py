@@ -1,0 +1,115 @@
+"""Real processes that die, and what is said and done about it. None of them loads a model."""
+
+import os
+import queue
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import wait_until_gone
+
+from weft.client.errors import WeftError
+from weft.engine.worker.config import WorkerConfig
+from weft.engine.worker.process import Assignment
+from weft.engine.worker.restarts import Restarts
+from weft.engine.worker.supervisor import Supervisor
+
+HANG_GUARD_S = 60.0
+KILLED = "the worker process ended with signal 9"
+
+
+class Told:
+    """What the supervisor says, in order."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self.ids: list[str] = []
+
+    def next(self) -> tuple[str, str]:
+        return self.queue.get(timeout=HANG_GUARD_S)
+
+    def worker_gone(self, worker_id: str, detail: str) -> None:
+        assert worker_id == self.ids[-1]
+        self.queue.put(("gone", detail))
+
+    def worker_awaited(self, detail: str) -> None:
+        self.queue.put(("awaited", detail))
+
+    def no_worker(self, detail: str) -> None:
+        self.queue.put(("no worker", detail))
+
+    def ended(self, error: WeftError) -> None:
+        self.queue.put((f"end {error.code}", str(error)))
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def supervisor(told: Told, tmp_path: Path) -> Iterator[Supervisor]:
+    config = WorkerConfig(model="weft/tiny", state_dir=str(tmp_path))
+
+    def assign() -> Assignment:
+        """One that nobody answers."""
+        made = Assignment.to_broker(config, f"ipc://{tmp_path}/none", "secret")
+        told.ids.append(made.worker_id)
+        return made
+
+    made = Supervisor(assign, told, told.ended, Restarts(most=1, window_s=600))
+    made.start()
+    yield made
+    made.stop()
+    made.join()
+    assert made.pid is not None
+    assert wait_until_gone(made.pid)
+
+
+def kill(supervisor: Supervisor) -> int:
+    assert supervisor.pid is not None
+    os.kill(supervisor.pid, signal.SIGKILL)
+    return supervisor.pid
+
+
+def test_a_death_before_the_first_worker_was_ready_is_final(
+    supervisor: Supervisor, told: Told
+) -> None:
+    kill(supervisor)
+    assert [told.next() for _ in range(2)] == [("gone", KILLED), ("end internal", KILLED)]
+
+
+def test_a_worker_that_dies_is_started_again_until_it_dies_too_often(
+    supervisor: Supervisor, told: Told
+) -> None:
+    supervisor.ready()
+    first = kill(supervisor)
+    awaited = f"{KILLED}, and is started again (1 of 1 times)"
+    assert [told.next() for _ in range(2)] == [("awaited", awaited), ("gone", KILLED)]
+    while supervisor.pid == first:
+        assert told.queue.empty()
+    kill(supervisor)
+    final = f"the worker died 2 times within 600 s, at last because {KILLED}"
+    assert [told.next() for _ in range(3)] == [
+        ("no worker", final),
+        ("gone", KILLED),
+        ("end no_worker", final),
+    ]
+    assert len(set(told.ids)) == 2
+
+
+def test_a_worker_that_the_broker_gave_up_is_killed(supervisor: Supervisor, told: Told) -> None:
+    supervisor.lost("somebody else")
+    supervisor.lost(told.ids[0])
+    assert told.next() == ("gone", KILLED)
+
+
+def test_nothing_is_started_after_a_stop(supervisor: Supervisor, told: Told) -> None:
+    supervisor.ready()
+    pid = supervisor.pid
+    supervisor.stop()
+    kill(supervisor)
+    supervisor.join()
+    assert supervisor.pid == pid
+    assert told.queue.empty()
