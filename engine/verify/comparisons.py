@@ -4,7 +4,7 @@ The parts run far apart, since only one side's weights are in memory at a time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -129,4 +129,11 @@ class Gradients:
     def judge(self, reference: Reference) -> Check:
         theirs = [reference.gradients_of(tenant) for tenant in self._tenants]
         ranks = [tenant.rank for tenant in self._tenants]
-        return compare_gradients(self._ours, theirs, ranks, self._limit, self._is_packed)
+        tensors = [each.tensors for each in theirs]
+        check = compare_gradients(self._ours, tensors, ranks, self._limit, self._is_packed)
+        refusals = [each.refusal for each in theirs if each.refusal]
+        if not refusals:
+            return check
+        against = "transformers with adapters added by hooks"
+        detail = check.detail.replace("against peft", f"against {against}", 1)
+        return replace(check, detail=f"{detail}. peft refuses: {refusals[0]}")

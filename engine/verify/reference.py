@@ -8,6 +8,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ from torch import Tensor
 
 from .probes import Probe
 from .training import Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Gradients of an adapter by our names, float32 on the host."""
+
+    tensors: dict[str, Tensor]
+    refusal: str = ""  # why they are not peft's
 
 
 def has_peft() -> bool:
@@ -64,26 +74,59 @@ class Reference:
         gaps: list[float] = (logits_TV.max(1).values - chosen_T).tolist()
         return gaps
 
-    def gradients_of(self, tenant: Tenant) -> dict[str, Tensor]:
-        """Gradients of a tenant's adapter through `peft` and autograd, by our names."""
+    def gradients_of(self, tenant: Tenant) -> Gradients:
+        """Gradients of a tenant's adapter through `peft` and autograd, by our names.
+
+        Where `peft` refuses a linear, as it does in models that can hand its weight to a kernel,
+        the adapter is added to the linear's output, and the rest is autograd as well.
+        """
         from peft import LoraConfig, get_peft_model
 
         modules = sorted({name.rsplit(".lora_", 1)[0] for name in tenant.tensors})
         config = LoraConfig(r=tenant.rank, lora_alpha=tenant.alpha, target_modules=modules)
-        with quiet():
-            model = get_peft_model(self._model, config, autocast_adapter_dtype=False)
+        linears = {name: self._model.get_submodule(name) for name in modules}
+        try:
+            with quiet():
+                model = get_peft_model(self._model, config, autocast_adapter_dtype=False)
+        except ValueError as error:
+            for name, linear in linears.items():  # those before the refused one are wrapped
+                self._model.set_submodule(name, linear)
+            refusal = str(error).strip().splitlines()[0].split(". ")[0]
+            return Gradients(self._plain_gradients(tenant), refusal)
         try:
             parameters = dict(model.named_parameters())
-            with torch.no_grad():
-                for name, tensor in tenant.tensors.items():
-                    parameters[_peft_name(name)].copy_(tensor)
-            self._loss(model, tenant).backward()  # type: ignore[no-untyped-call]
-            return {
-                name: parameters[_peft_name(name)].grad.float().cpu() for name in tenant.tensors
-            }
+            leaves = {name: parameters[_peft_name(name)] for name in tenant.tensors}
+            return Gradients(self._backward(model, tenant, leaves))
         finally:
             with quiet():
                 self._model = model.unload()
+
+    def _plain_gradients(self, tenant: Tenant) -> dict[str, Tensor]:
+        leaves = {
+            name: torch.empty_like(
+                tensor, device=self._device, dtype=self._model.dtype, requires_grad=True
+            )
+            for name, tensor in tenant.tensors.items()
+        }
+        scale = tenant.alpha / tenant.rank
+        handles = []
+        for site in {name.rsplit(".lora_", 1)[0] for name in leaves}:
+            pair = leaves[f"{site}.lora_a"], leaves[f"{site}.lora_b"], scale
+            module = self._model.get_submodule(site)
+            handles.append(module.register_forward_hook(partial(_add_adapter, *pair)))
+        try:
+            return self._backward(self._model, tenant, leaves)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _backward(self, model: Any, tenant: Tenant, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            for name, tensor in tenant.tensors.items():
+                leaves[name].copy_(tensor)
+        loss = self._loss(model, tenant)
+        found = torch.autograd.grad(loss, list(leaves.values()))
+        return {name: each.float().cpu() for name, each in zip(leaves, found, strict=True)}
 
     def _logits(self, tokens: Sequence[int], start: int) -> Tensor:
         ids = torch.tensor([list(tokens)], device=self._device)
@@ -102,6 +145,12 @@ class Reference:
             logprobs = logits.log_softmax(-1).gather(1, tokens.roll(-1)[:, None])[:, 0]
             losses.append(-(torch.from_numpy(weights).to(self._device) * logprobs).sum())
         return torch.stack(losses).sum()
+
+
+def _add_adapter(
+    lora_a: Tensor, lora_b: Tensor, scale: float, module: Any, inputs: Any, output: Tensor
+) -> Tensor:
+    return output + scale * (inputs[0] @ lora_a.T @ lora_b.T)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def verify(config: VerifyConfig, report: Callable[[Check], None]) -> list[Check]
         for name in _NUMBERS:
             rows.add(skipped(name, "not computed from damaged files"))
         return rows.checks
-    machine = Machine(source.directory, device, dtype, config.modelling)
+    machine = Machine(source.directory, facts.native is not None, device, dtype)
     _check_numbers(rows, machine, tokenizer)
     return rows.checks
 
@@ -96,9 +96,9 @@ class Machine:
     """Where and how the numbers are computed."""
 
     directory: Path
+    is_native: bool
     device: torch.device
     dtype: torch.dtype
-    modelling: str
 
 
 def _check_files(rows: Rows, directory: Path, modelling: str) -> Facts | None:
@@ -168,7 +168,7 @@ def _our_side(
 ) -> list[Comparison]:
     """Our part of everything; returns what the reference is wanted for."""
     try:
-        model = open_model(machine.directory, machine.device, machine.dtype)
+        model = open_model(machine.directory, machine.is_native, machine.device, machine.dtype)
     except WeftError as error:
         rows.add(failed("model", str(error)))
         for name in _NUMBERS[1:]:

@@ -98,7 +98,7 @@ def train_step(
         device=model.device,
     )
     hidden_TD = packed_hidden(model, [tokens for _, tokens, _ in units], linears)
-    head = Head(model.head, len(model.sites) - 1, chunk_rows=CHUNK_ROWS)
+    head = Head.of(model, chunk_rows=CHUNK_ROWS)
     _, _, dhidden_TD = head.forward_backward(hidden_TD.detach(), losses, linears)
     torch.autograd.backward(hidden_TD, dhidden_TD)
     linears.flush()
