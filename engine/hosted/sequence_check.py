@@ -3,8 +3,7 @@
 L tokens of a sequence, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..model.linear import FrozenLinears
 from .model import Parts, SequenceState, SequentialHosted, StateCost
 from .probes import WatchingLinears, disagreement, reached_rows
 from .reference import Reference
+from .state_tensors import chunks_use_all, num_bytes
 
 _FREE = StateCost(0, 0)
 
@@ -42,7 +42,7 @@ def check_sequential(
             if difference := _stepwise(model, tokens_L, expected_LV):
                 raise BadRequest(f"from its own cache {difference}")
             reached = sites if reached is None else reached & sites
-        has_chunks = not any(
+        has_chunks = chunks_use_all(model, probes[0]) and not any(
             _in_chunks(model, tokens_L, expected_LV)
             for tokens_L, expected_LV in zip(probes, reference.logits, strict=True)
         )
@@ -105,27 +105,6 @@ def _state_cost(model: SequentialHosted, tokens_L: Tensor) -> StateCost:
     for length in (8, 16):
         state = model.new_state()
         model.advance(state, tokens_L[:length], FrozenLinears())
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in _tensors(state.cache, set())
-        }
-        sizes.append(sum(storages.values()))
+        sizes.append(num_bytes(state))
     per_token = max(0, -(-(sizes[1] - sizes[0]) // 8))
     return StateCost(max(sizes[0] - 8 * per_token, 0), per_token)
-
-
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor that hangs on an object."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors(each, seen)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each, seen)
-    elif hasattr(value, "__dict__"):
-        yield from _tensors(vars(value), seen)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels.head import target_logprobs_
 from ..adapters.store import WeightsVersion
 from ..model.base import BaseModel
+from ..model.layers import capped
 from .bindings import Bindings
 from .sample_step import ROW_MULTIPLE, SampleStep
 from .sampler import Drawn, draw, uniforms
@@ -102,9 +103,7 @@ class SampleHead:
     ) -> Tensor:
         linears = self._bindings.bind("head", versions, counts)
         (logits_TV,) = linears.group(rows_TD, (self._model.head,), (self._unembed,))
-        logits_TV = logits_TV.float()
-        softcap = self._model.logit_softcap
-        return logits_TV.div_(softcap).tanh_().mul_(softcap) if softcap else logits_TV
+        return capped(logits_TV.float(), self._model.logit_softcap)
 
     def _pad(self, rows: np.ndarray) -> np.ndarray:
         """Repeat a row until the number of rows is one at which bits do not vary."""
