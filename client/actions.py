@@ -14,6 +14,8 @@ class Outgoing:
     request_id: int
     what: str  # its kind, for people
     messages: tuple[tuple[Buffer, ...], ...]
+    order: tuple[str, int] | None = None  # run and number, of a command
+    cancels: int = 0  # the request that this one is to withdraw
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Fail:
 
     request_id: int
     error: WeftError
+    is_unsent: bool = False  # the broker has not taken it: its number, if any, is to be given up
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,9 @@ class Connection:
         messages = tuple(
             (_encode(header, parts), *parts) for header, parts in zip(headers, frames, strict=True)
         )
-        outgoing = Outgoing(headers[0].request_id, headers[0].kind, messages)
+        first = headers[0]
+        order = (first.run_id, first.seq) if isinstance(first, Command) else None
+        outgoing = Outgoing(first.request_id, first.kind, messages, order)
         source: futures.Future[T] = futures.Future()
         self._loop.submit(outgoing, Sink(source, convert, self))
         link, number = self._loop.link, outgoing.request_id

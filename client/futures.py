@@ -8,7 +8,7 @@ from functools import wraps
 from math import inf
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
-from .errors import Timeout
+from .errors import Timeout, WeftError, from_code
 from .limits import LIMITS
 from .waiting import Reason
 from .waiting_line import REFRESH_S, on_behalf_of_this_thread
@@ -34,6 +34,10 @@ class Watch(Protocol):
         """Ask the server now why it waits; None when that is not known there."""
         ...
 
+    def cancel(self) -> "futures.Future[None]":
+        """Ask the server to withdraw it; fails when that is too late, or cannot be."""
+        ...
+
 
 class Unwatched:
     """A `Watch` for a future that no connection keeps."""
@@ -46,6 +50,9 @@ class Unwatched:
 
     def explain(self, timeout: float) -> Reason | None:
         return None
+
+    def cancel(self) -> "futures.Future[None]":
+        raise from_code("too_late", "it is no request of its own")
 
 
 class APIFuture(Generic[T_co]):
@@ -132,6 +139,40 @@ class APIFuture(Generic[T_co]):
     def done(self) -> bool:
         """Whether the result or the failure is there."""
         return self._source.done()
+
+    def cancel(self, timeout: float | None = None) -> bool:
+        """Withdraw the call if no worker has begun with it; waits for the server's word.
+
+        The result is then the error `cancelled`, and nothing of the call is in effect. Calls made
+        later on the same run are not held up.
+
+        Returns:
+            Whether it is withdrawn; False when it has started or is done.
+
+        Raises:
+            Timeout: the server has not answered in time; it may be withdrawn yet.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        if not self._source.done():
+            try:
+                self._watch.cancel().result(timeout)
+            except futures.TimeoutError:
+                raise Timeout(f"not known within {timeout:g} s whether it is withdrawn") from None
+            except WeftError:
+                return self._is_cancelled()
+            futures.wait([self._source], None if until is None else until - time.monotonic())
+            return True
+        return self._is_cancelled()
+
+    async def cancel_async(self, timeout: float | None = None) -> bool:
+        """The same in a coroutine."""
+        return await asyncio.to_thread(self.cancel, timeout)
+
+    def _is_cancelled(self) -> bool:
+        if self._source.cancelled():
+            return True
+        error = self._source.exception() if self._source.done() else None
+        return isinstance(error, WeftError) and error.code == "cancelled"
 
     @property
     def waiting_for(self) -> str:

@@ -41,7 +41,8 @@ LIMITS: dict[str, Limit] = {
     "reconnect_s": Limit(3600, "s", "disconnected", "a client's wait for a server that went away"),
     "busy_pause_s": Limit(30, "s", "", "a client's longest pause before it tries a busy one again"),
     "explain_s": Limit(2, "s", "", "a wait after which a client asks for its reason, and again"),
-    "room_s": Limit(60, "s", "busy", "a client's wait for room for a new run or sampler"),
+    "room_s": Limit(60, "s", "busy", "a client's wait for room for a new run, sampler or watcher"),
+    "admission_s": Limit(3600, "s", "busy", "a client's wait for a full queue to take a call"),
     # A broker.
     "held_commands": Limit(1024, "count", "busy", "commands of one run that wait for a number"),
     "lane_requests": Limit(8192, "count", "busy", "requests of one lane that wait for a worker"),

@@ -50,7 +50,7 @@ from .wire import Buffer
 
 CLIENT = "weft-client/1"
 _MAX_IDS = limit("request_ids")
-_NEEDS_ROOM = ("create_run", "create_sampler")
+_NEEDS_ROOM = ("create_run", "create_sampler", "fork_run", "watch")
 _FIRST_ATTEMPT_S = 1.0
 _FIRST_PAUSE_S = 0.1
 
@@ -63,14 +63,16 @@ class _Pending:
     num_busy: int = 0
     busy_since: float = 0.0  # the first busy, when num_busy is above 0
     retry_at: float = 0.0  # while it waits because of busy
+    is_withdrawn: bool = False  # the broker was asked to cancel it; it is not sent again
     detail: str = ""  # why it is busy
     reason: Reason | None = None  # why it waits, as the server said last
 
     def has_patience(self, now: float) -> bool:
-        """Whether to try again after a busy. What asks for memory does not wait for ever."""
-        if self.request.what not in _NEEDS_ROOM or not self.num_busy:
+        """Whether to try again after a busy. Only a void waits for ever: it frees its run."""
+        if self.request.what == "void" or not self.num_busy:
             return True
-        return now - self.busy_since < LIMITS["room_s"].default
+        name = "room_s" if self.request.what in _NEEDS_ROOM else "admission_s"
+        return now - self.busy_since < LIMITS[name].default
 
 
 class Link:
@@ -107,6 +109,14 @@ class Link:
         """Take a request over; its messages must not change any more."""
         if self._lost_error is not None:
             return [Fail(request.request_id, self._lost_error)]
+        target = self._pending.get(request.cancels)
+        if target is not None and target.is_sent:
+            target.is_withdrawn = True
+        elif target is not None:
+            return [*self._withdraw(target), Answer(request.request_id, ())]
+        elif request.cancels:
+            detail = f"request {request.cancels} was answered before"
+            return [Fail(request.request_id, from_code("too_late", detail))]
         pending = self._pending[request.request_id] = _Pending(request)
         if self.state == "idle":
             self._silent_since, self._num_attempts = now, 0
@@ -285,18 +295,29 @@ class Link:
     def _on_known(self, known: Known, now: float) -> list[Action]:
         if self.state != "resume" or not self._asking:
             return []
+        actions: list[Action] = []
         known_ids = set(known.request_ids)
         for request_id in self._asking.pop(0):
             pending = self._pending.get(request_id)
             if pending is not None and request_id not in known_ids:
                 pending.is_sent = False
                 pending.parts.clear()
-        return self._ask(now)
+                if pending.is_withdrawn:
+                    actions += self._withdraw(pending)
+        return actions + self._ask(now)
+
+    def _withdraw(self, pending: _Pending) -> list[Action]:
+        """Fail a request that the broker does not have."""
+        request_id = pending.request.request_id
+        error = from_code("cancelled", "it was withdrawn before the server had taken it")
+        return self._finish(request_id, Fail(request_id, error, is_unsent=True))
 
     def _give_up(self, error: WeftError, for_good: bool) -> list[Action]:
         self.state = "idle"
         self._acks.clear()
-        failed: list[Action] = [Fail(request_id, error) for request_id in self._pending]
+        failed: list[Action] = [
+            Fail(request_id, error, is_unsent=not for_good) for request_id in self._pending
+        ]
         self._pending.clear()
         self._busy.clear()
         if for_good:
@@ -343,7 +364,10 @@ class Link:
         if pending is None:
             self._acks.append(failure.request_id)
             return []
-        if failure.code == "busy" and failure.retry_after_s > 0 and pending.has_patience(now):
+        is_unsent = failure.code == "busy" and failure.retry_after_s > 0
+        if is_unsent and pending.is_withdrawn:
+            return self._withdraw(pending)
+        if is_unsent and pending.has_patience(now):
             pending.busy_since = pending.busy_since if pending.num_busy else now
             pause = min(_FIRST_PAUSE_S * 2**pending.num_busy, LIMITS["busy_pause_s"].default)
             pending.num_busy += 1
@@ -353,7 +377,7 @@ class Link:
             self._busy[failure.request_id] = pending
             return []
         error = from_code(failure.code, failure.detail)
-        return self._finish(failure.request_id, Fail(failure.request_id, error))
+        return self._finish(failure.request_id, Fail(failure.request_id, error, is_unsent))
 
     def _finish(self, request_id: int, action: Action) -> list[Action]:
         del self._pending[request_id]

@@ -19,7 +19,7 @@ from .answers import read_result
 from .errors import BadRequest, Busy, EngineFailed, WeftError, from_code
 from .limits import limit
 from .link import Link
-from .messages import CloseSampler, Explain
+from .messages import CloseSampler, Explain, Request, Void
 from .waiting import read_reasons
 from .wire import Buffer
 
@@ -34,7 +34,7 @@ log = logging.getLogger("weft.client")
 class Sink:
     """Where the answer of a request goes. It keeps its connection open until then."""
 
-    __slots__ = ("convert", "num_bytes", "owner", "source")
+    __slots__ = ("convert", "num_bytes", "order", "owner", "source")
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Sink:
         self.convert = convert
         self.owner = owner
         self.num_bytes = 0
+        self.order: tuple[str, int] | None = None  # of a command: run and number
 
 
 class Loop:
@@ -69,6 +70,7 @@ class Loop:
         # Of the thread alone:
         self._socket: zmq.Socket[Any] | None = None
         self._outbox: deque[tuple[Buffer, ...]] = deque()
+        self._unsent: deque[tuple[str, int]] = deque()  # numbers of runs, to be voided
         self._poller = zmq.Poller()
 
     # --- from any thread --------------------------------------------------------------------------
@@ -84,7 +86,7 @@ class Loop:
                     f"{_MAX_UNANSWERED}; wait for some results first"
                 )
             self._unanswered += num_bytes
-            sink.num_bytes = num_bytes
+            sink.num_bytes, sink.order = num_bytes, request.order
             self._sinks[request.request_id] = sink
             self._submitted.append(request)
             self._ring()
@@ -175,6 +177,7 @@ class Loop:
         if self._socket is not None and ready.get(self._socket, 0) & zmq.POLLIN:
             self._receive(self._socket, now)
         self._close_samplers(now)
+        self._void_unsent(now)
         self._note_waits()
         self._perform(self.link.tick(now))
         self._flush()
@@ -182,12 +185,21 @@ class Loop:
 
     def _close_samplers(self, now: float) -> None:
         while self.discarded:
-            request = CloseSampler(
-                request_id=next(self.request_ids), sampler_id=self.discarded.popleft()
-            )
-            self._sinks[request.request_id] = Sink(futures.Future(), _nothing, None)
-            outgoing = Outgoing(request.request_id, request.kind, ((wire.encode(request),),))
-            self._perform(self.link.submit(outgoing, now))
+            number = next(self.request_ids)
+            self._tell(CloseSampler(request_id=number, sampler_id=self.discarded.popleft()), now)
+
+    def _void_unsent(self, now: float) -> None:
+        """Give up the numbers of commands that failed unsent, so that later ones get their turn."""
+        while self._unsent and self.link.state == "ready":
+            run_id, seq = self._unsent.popleft()
+            number = next(self.request_ids)
+            self._tell(Void(request_id=number, run_id=run_id, first_seq=seq, last_seq=seq), now)
+
+    def _tell(self, request: Request, now: float) -> None:
+        """Send a request of the connection's own; nobody looks at the answer."""
+        self._sinks[request.request_id] = Sink(futures.Future(), nothing, None)
+        outgoing = Outgoing(request.request_id, request.kind, ((wire.encode(request),),))
+        self._perform(self.link.submit(outgoing, now))
 
     def _note_waits(self) -> None:
         while self._waits:
@@ -240,8 +252,8 @@ class Loop:
                     self._outbox.append(message)
                 case Answer(request_id, parts):
                     self._answer(request_id, parts)
-                case Fail(request_id, error):
-                    self._fail(request_id, error)
+                case Fail(request_id, error, is_unsent):
+                    self._fail(request_id, error, is_unsent)
                 case Connect():
                     self._connect()
                 case Lost(error):
@@ -296,10 +308,13 @@ class Loop:
         else:
             _settle(sink.source, result)
 
-    def _fail(self, request_id: int, error: WeftError) -> None:
+    def _fail(self, request_id: int, error: WeftError, is_unsent: bool = False) -> None:
         # Each waiter has its own exception: traceback and notes are not shared.
         own = from_code(error.code, str(error)) if error.code else error
-        _settle(self._forget(request_id).source, error=own)
+        sink = self._forget(request_id)
+        if is_unsent and sink.order is not None:
+            self._unsent.append(sink.order)
+        _settle(sink.source, error=own)
 
     def _fail_all(self, error: WeftError) -> None:
         for request_id in list(self._sinks):
@@ -313,8 +328,8 @@ class Loop:
         return sink
 
 
-def _nothing(parts: tuple[AnswerPart, ...]) -> None:
-    return None
+def nothing(parts: tuple[AnswerPart, ...]) -> None:
+    """The result of an answer that only says that it was done."""
 
 
 def _settle(

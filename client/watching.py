@@ -4,14 +4,19 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 
+from . import wire
+from .actions import Outgoing
 from .errors import Timeout
-from .loop import Loop
+from .loop import Loop, Sink, nothing
+from .messages import Cancel
 from .waiting import Reason
 from .waiting_line import WaitingLine
 
 
 class RequestWatch:
-    """The `Watch` of one request: the server is asked why it waits, and a terminal shows it."""
+    """The `Watch` of one request: the server is asked why it waits, and a terminal shows it; or
+    it is asked to forget the request.
+    """
 
     def __init__(self, loop: Loop, line: WaitingLine, request_id: int) -> None:
         self._loop = loop
@@ -30,6 +35,15 @@ class RequestWatch:
 
     def refresh(self) -> None:
         self._line.refresh()
+
+    def cancel(self) -> "futures.Future[None]":
+        number = next(self._loop.request_ids)
+        header = Cancel(request_id=number, target_id=self._request_id)
+        message = (wire.encode(header),)
+        outgoing = Outgoing(number, header.kind, (message,), cancels=self._request_id)
+        sink = Sink(futures.Future(), nothing, None)
+        self._loop.submit(outgoing, sink)
+        return sink.source
 
     def explain(self, timeout: float) -> Reason | None:
         link = self._loop.link

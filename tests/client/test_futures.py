@@ -6,7 +6,7 @@ from concurrent import futures
 
 import pytest
 
-from weft.client import APIFuture, BadRequest, Timeout
+from weft.client import APIFuture, BadRequest, Conflict, Timeout
 from weft.client import futures as futures_module
 from weft.client.limits import LIMITS, Limit
 from weft.client.waiting import Reason
@@ -108,6 +108,16 @@ class Recorder:
     def explain(self, timeout: float) -> Reason | None:
         return None
 
+    def cancel(self) -> "futures.Future[None]":
+        answer: futures.Future[None] = futures.Future()
+        self.told.append("cancel")
+        if self.told.count("cancel") == 1:
+            answer.set_exception(Conflict("it has started", "too_late"))
+        elif self.told.count("cancel") == 2:
+            answer.set_result(None)
+            self.source.set_exception(Conflict("withdrawn", "cancelled"))
+        return answer
+
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
@@ -157,6 +167,34 @@ def test_a_watched_wait_that_is_given_up_is_over(recorder: Recorder) -> None:
 
     asyncio.run(wait())
     assert recorder.told[-1] == "end"
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_a_call_is_withdrawn_unless_it_has_started(recorder: Recorder, is_mapped: bool) -> None:
+    future = APIFuture(recorder.source, watch=recorder)
+    if is_mapped:
+        future = future.map(lambda value: value + 1)
+    assert not future.cancel()
+    assert not future.done()
+    assert asyncio.run(future.cancel_async())
+    with pytest.raises(Conflict) as caught:
+        future.result()
+    assert caught.value.code == "cancelled"
+    assert future.cancel()
+    assert recorder.told == ["cancel"] * 2
+
+
+def test_without_word_of_the_server_a_withdrawal_is_not_known(recorder: Recorder) -> None:
+    recorder.told = ["cancel"] * 2
+    with pytest.raises(Timeout, match="not known within"):
+        APIFuture(recorder.source, watch=recorder).cancel(timeout=0.001)
+
+
+def test_what_is_done_or_no_request_of_its_own_cannot_be_withdrawn() -> None:
+    source, future = make()
+    assert not future.cancel()
+    source.set_result(7)
+    assert not future.cancel()
 
 
 def test_what_no_server_knows_is_explained_by_its_own_words(recorder: Recorder) -> None:

@@ -169,7 +169,7 @@ def test_the_pause_of_a_busy_request_doubles_up_to_a_limit() -> None:
     assert pauses == [min(0.1 * 2**number, longest) for number in range(12)]
 
 
-@pytest.mark.parametrize("what", ["create_run", "create_sampler"])
+@pytest.mark.parametrize("what", ["create_run", "create_sampler", "fork_run"])
 def test_what_finds_no_room_is_not_tried_for_ever(what: str) -> None:
     link = make_link()
     link.submit(Outgoing(1, what, ((b"1",),)), 0.0)
@@ -182,6 +182,83 @@ def test_what_finds_no_room_is_not_tried_for_ever(what: str) -> None:
     assert isinstance(action, Fail)
     assert isinstance(action.error, Busy)
     assert str(action.error) == "no room"
+
+
+def test_a_call_that_no_queue_takes_is_given_up_unsent() -> None:
+    link = ready_link(1)
+    busy = Failure(request_id=1, code="busy", detail="lane is full", retry_after_s=0.25)
+    patience = LIMITS["admission_s"].default
+    for now in (1.0, patience + 0.9):
+        assert link.receive(busy, [], now) == []
+        link.tick(now + 60)
+        link.receive(Heartbeat(), [], now)
+    (action,) = link.receive(busy, [], patience + 1)
+    assert isinstance(action, Fail)
+    assert isinstance(action.error, Busy)
+    assert action.is_unsent
+
+
+def test_a_void_is_never_given_up() -> None:
+    link = ready_link()
+    link.submit(Outgoing(2, "void", ((b"2",),)), 0.0)
+    busy = Failure(request_id=2, code="busy", detail="", retry_after_s=0.25)
+    for now in (1.0, 1e6):
+        assert link.receive(busy, [], now) == []
+        link.tick(now + 60)
+        link.receive(WELCOME, [], now + 60)
+        link.receive(Known(request_ids=[]), [], now + 60)
+
+
+def cancel(number: int, target: int) -> Outgoing:
+    return Outgoing(number, "cancel", ((b"cancel %d" % target,),), cancels=target)
+
+
+def told(actions: list[Action]) -> list[tuple[int, str, bool]]:
+    """Request, code and whether unsent, of what failed."""
+    return [(a.request_id, a.error.code, a.is_unsent) for a in actions if isinstance(a, Fail)]
+
+
+def test_what_was_not_sent_is_withdrawn_without_asking() -> None:
+    link = make_link()
+    link.submit(request(1), 0.0)
+    actions = link.submit(cancel(2, 1), 0.0)
+    assert told(actions) == [(1, "cancelled", True)]
+    assert actions[1:] == [Answer(2, ())]
+    assert link.receive(WELCOME, [], 0.5) == [Greeted(WELCOME)]
+
+
+def test_what_was_sent_is_withdrawn_by_the_broker() -> None:
+    link = ready_link(1)
+    assert link.submit(cancel(2, 1), 0.0) == [Send((b"cancel 1",))]
+    failure = Failure(request_id=1, code="cancelled", detail="")
+    assert told(link.receive(failure, [], 0.0)) == [(1, "cancelled", False)]
+    assert link.receive(Reply(request_id=2), [], 0.0)
+
+
+def test_what_is_answered_is_too_late_to_withdraw() -> None:
+    assert told(ready_link().submit(cancel(2, 1), 0.0)) == [(2, "too_late", False)]
+
+
+def test_a_request_that_was_refused_as_busy_is_not_sent_again_once_withdrawn() -> None:
+    busy = Failure(request_id=1, code="busy", detail="full", retry_after_s=0.25)
+    link = ready_link(1)
+    link.receive(busy, [], 0.0)
+    assert told(link.submit(cancel(2, 1), 0.1)) == [(1, "cancelled", True)]
+    link = ready_link(1)
+    link.submit(cancel(2, 1), 0.0)
+    assert told(link.receive(busy, [], 0.1)) == [(1, "cancelled", True)]
+    assert sent(1)[0] not in link.tick(60.0)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_after_a_reconnect_a_withdrawn_request_is_not_sent_again(is_known: bool) -> None:
+    link = ready_link(1)
+    link.submit(cancel(2, 1), 0.0)
+    link.tick(LIVENESS_S)
+    link.receive(WELCOME, [], LIVENESS_S)
+    actions = link.receive(Known(request_ids=[1] if is_known else []), [], LIVENESS_S)
+    assert told(actions) == ([] if is_known else [(1, "cancelled", True)])
+    assert [action for action in actions if isinstance(action, Send)] == [Send((b"cancel 1",))]
 
 
 def test_busy_without_a_time_is_final() -> None:

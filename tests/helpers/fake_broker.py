@@ -18,6 +18,7 @@ from weft.client.messages import (
     Array,
     CreateRun,
     Failure,
+    ForkRun,
     ForwardBackward,
     Header,
     Hello,
@@ -61,6 +62,8 @@ class FakeBroker:
             "hello": welcome,
             "resume": lambda header, _: [(Known(request_ids=self._known(header)), ())],
             "create_run": create_run,
+            "fork_run": fork_run,
+            "cancel": lambda header, _: [failure(header, "too_late")],
             "forward_backward": forward_backward,
             "optim_step": lambda header, _: [reply(header, {"metrics": {NORM: 0.5}})],
             "save_state": save_state,
@@ -191,6 +194,10 @@ def create_run(header: CreateRun, arrays: Arrays) -> list[Message]:
         "base_model": CARD.name,
     }
     return [reply(header, result)]
+
+
+def fork_run(header: ForkRun, arrays: Arrays) -> list[Message]:
+    return [reply(header, {"run_id": header.new_run_id, "base_model": CARD.name})]
 
 
 def forward_backward(header: ForwardBackward, arrays: Arrays) -> list[Message]:
