@@ -1,0 +1,162 @@
+"""Jobs on files: what each does to the directory, and what it leaves when it fails."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adapter_files import SPANS, key, make_adapter, make_tensors
+from core_bench import RUN, checkpoint
+from safetensors.numpy import load, save
+
+from weft.client.errors import BadRequest, NotFound
+from weft.client.wire import digest_bytes
+from weft.engine.files.job_runner import JobRunner
+from weft.engine.files.jobs import (
+    DeleteState,
+    ExpireState,
+    ForgetTransfer,
+    ImportAdapter,
+    JobResult,
+    OpenSpace,
+    OpenState,
+    ReadBytes,
+    RenameState,
+    WriteBytes,
+)
+from weft.engine.files.store import CheckpointFiles
+
+PATH = f"weft://{RUN}/weights/a"
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+class Bench:
+    """A runner on a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.files = CheckpointFiles(root)
+        self.runner = JobRunner(self.files)
+
+    def upload(self, adapter: dict[str, bytes], **fields: Any) -> JobResult:
+        self.runner.carry_out(OpenSpace(7))
+        data = adapter["adapter_model.safetensors"] + adapter["adapter_config.json"]
+        for offset in [*range(64, len(data), 64), 0]:
+            part = data[offset : offset + 64]
+            self.runner.carry_out(WriteBytes(7, offset, digest_bytes(part), part))
+        given: dict[str, Any] = {
+            "tenant": "local",
+            "base_model": "tiny",
+            "spans": SPANS,
+            "ignore_dropout": False,
+            "ttl_s": 0,
+            "user_metadata": {"k": "v"},
+        }
+        size = len(adapter["adapter_model.safetensors"])
+        job = ImportAdapter(transfer_id=7, path=PATH, tensor_bytes=size, **given | fields)
+        return self.runner.carry_out(job)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.files.root.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Any:
+    made = Bench(tmp_path / "state")
+    yield made
+    made.runner.close()
+
+
+def test_an_upload_becomes_a_state(bench: Bench) -> None:
+    result = bench.upload(make_adapter())
+    assert bench.files.scan() == [result.record]
+    record = result.record
+    assert record is not None
+    assert (record.rank, record.alpha, record.base_model) == (2, 8.0, "tiny")
+    assert (record.train_attn, record.train_mlp, record.train_unembed) == (True, False, False)
+    assert (record.has_optimizer, record.step, record.expires) == (False, 0, 0.0)
+    found = load(bench.files.file(PATH).read_bytes())
+    tensors = make_tensors()
+    assert found[f"{Q0}.lora_a"].tobytes() == tensors[key(Q0, "A")].tobytes()
+    assert not found["model.layers.1.self_attn.o_proj.lora_a"].any()
+
+
+def test_a_time_to_live_begins_with_the_import(bench: Bench) -> None:
+    record = bench.upload(make_adapter(), ttl_s=60).record
+    assert record is not None
+    assert record.expires == record.created + 60
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        pytest.param(make_adapter(use_dora=True), "DoRA", id="config"),
+        pytest.param(
+            {**make_adapter(), "adapter_model.safetensors": b"\x80\x02}q\x00." * 9},
+            "adapter_model.safetensors: not a safetensors file",
+            id="pickle",
+        ),
+        pytest.param(
+            make_adapter({**make_tensors(), key(Q0, "A"): np.full((2, 6), np.nan, np.float32)}),
+            "not finite",
+            id="nan",
+        ),
+    ],
+)
+def test_an_upload_that_is_refused_leaves_nothing(
+    bench: Bench, adapter: dict[str, bytes], message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        bench.upload(adapter)
+    bench.runner.carry_out(ForgetTransfer(7))
+    assert bench.names() == []
+
+
+def test_a_damaged_part_is_refused(bench: Bench) -> None:
+    bench.runner.carry_out(OpenSpace(1))
+    with pytest.raises(BadRequest, match="from 64 on do not have their digest"):
+        bench.runner.carry_out(WriteBytes(1, 64, digest_bytes(b"other"), b"these"))
+
+
+def test_an_upload_has_no_name_on_disk(bench: Bench) -> None:
+    bench.runner.carry_out(OpenSpace(1))
+    bench.runner.carry_out(WriteBytes(1, 0, digest_bytes(b"x"), b"x"))
+    assert bench.names() == []
+
+
+def test_a_state_is_read_on_while_it_is_deleted(bench: Bench) -> None:
+    bench.upload(make_adapter())
+    raw = bench.files.file(PATH).read_bytes()
+    opened = bench.runner.carry_out(OpenState(2, PATH, "state", "include", ""))
+    assert opened.result == {"files": [["state.safetensors", len(raw)]]}
+    bench.runner.carry_out(DeleteState(PATH))
+    read = bench.runner.carry_out(ReadBytes(2, 3, 50))
+    assert (read.data, read.result) == (raw[3:53], {"digest": digest_bytes(raw[3:53])})
+    bench.runner.carry_out(ForgetTransfer(2))
+    with pytest.raises(NotFound, match="no transfer 2"):
+        bench.runner.carry_out(ReadBytes(2, 0, 1))
+
+
+def test_what_was_imported_is_exported_as_it_came(bench: Bench) -> None:
+    modules = tuple(f"self_attn.{name}_proj" for name in "qvo")
+    bench.upload(make_adapter(make_tensors(modules), target_modules=["q_proj", "v_proj", "o_proj"]))
+    opened = bench.runner.carry_out(OpenState(2, PATH, "peft", "include", ""))
+    (_, config_size), (_, size) = opened.result["files"]
+    data = bench.runner.carry_out(ReadBytes(2, config_size, size)).data
+    found = {name: array.tobytes() for name, array in load(data).items()}
+    assert found == {name: array.tobytes() for name, array in make_tensors(modules).items()}
+
+
+def test_names_and_times_change_in_place(bench: Bench) -> None:
+    bench.upload(make_adapter())
+    assert bench.runner.carry_out(RenameState(PATH, "b")).result["path"].endswith("/weights/b")
+    bench.runner.carry_out(ExpireState(f"weft://{RUN}/weights/b", 5.0))
+    (record,) = bench.files.scan()
+    assert (record.path, record.expires) == (f"weft://{RUN}/weights/b", 5.0)
+
+
+def test_a_state_that_is_cut_short_is_not_sent(bench: Bench) -> None:
+    target = bench.files.file(checkpoint("a").path)
+    target.parent.mkdir(parents=True)
+    target.write_bytes(save({"t": np.zeros(9, np.float32)}, checkpoint("a").to_metadata())[:-4])
+    with pytest.raises(BadRequest, match="damaged"):
+        bench.runner.carry_out(OpenState(1, PATH, "state", "include", ""))
