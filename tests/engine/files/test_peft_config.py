@@ -115,7 +115,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(key: str, value: Any) -> Non
 
 
 def test_a_feature_that_is_off_is_taken_whatever_its_name() -> None:
-    off = {
+    off: dict[str, Any] = {
         "a_feature_of_tomorrow": False,
         "use_dora": False,
         "eva_config": None,

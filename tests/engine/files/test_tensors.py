@@ -31,7 +31,10 @@ def test_a_file_of_the_library_is_read() -> None:
 
 
 def test_the_library_reads_what_is_written() -> None:
-    values = {"x": np.arange(6, dtype=np.float32).reshape(3, 2), "y": np.zeros(1, np.float16)}
+    values: dict[str, np.ndarray] = {
+        "x": np.arange(6, dtype=np.float32).reshape(3, 2),
+        "y": np.zeros(1, np.float16),
+    }
     header = make_header([("x", "F32", (3, 2)), ("y", "F16", (1,))], {"format": "pt"})
     found = load(header + values["x"].tobytes() + values["y"].tobytes())
     assert {name: array.tolist() for name, array in found.items()} == {
