@@ -49,6 +49,7 @@ class ModelCard:
     model_type: str = ""  # of config.json, such as "qwen3"
     runs_on: str = "native"  # the modelling code: ours, or "packed" or "sequential" transformers
     targets: list[str] = field(default_factory=lambda: ["attn", "mlp", "unembed"])  # trainable
+    notes: list[str] = field(default_factory=list[str])  # what is less than one may expect, and why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +303,8 @@ class Cancel(Request):
 class Query(Request):
     """Reads the broker's books; the reply's result is plain data.
 
-    capabilities  {"models": [the fields of each ModelCard]}
+    capabilities  {"models": [the fields of each ModelCard], "state": "loading", "ready", "failed"
+                  or "stopping", "loading": [{"phase", "fraction"} of each worker that loads]}
     run           subject a run id: {"run_id", "base_model", "rank", "alpha", "train_attn",
                   "train_mlp", "train_unembed", "is_lost", "last_request_time", "user_metadata",
                   "forked_from"}

@@ -38,7 +38,7 @@ class Meaning:
 
     told_by: str  # "client" or "server"
     meaning: str
-    remedy: str  # what ends it
+    remedy: str  # what helps
 
 
 REASONS: dict[str, Meaning] = {
@@ -46,31 +46,46 @@ REASONS: dict[str, Meaning] = {
         "client", "the server has not been reached yet", "start the server, or mend the address"
     ),
     "reconnecting": Meaning(
-        "client", "the server was reached and is silent", "nothing; no request is lost by it"
+        "client", "the server was reached and is silent", "it ends by itself; no request is lost"
     ),
     "paused": Meaning(
         "client", "the server has no room for it, and it is sent again soon", "wait, or send less"
     ),
-    "sent": Meaning("client", "it was sent, and the server has not been asked why", "nothing"),
-    "computing": Meaning("client", "a function of yours computes", "your function"),
-    "unknown": Meaning("server", "the server does not know it, or not any more", "nothing"),
+    "sent": Meaning(
+        "client", "it was sent, and the server has not been asked why", "it ends by itself"
+    ),
+    "computing": Meaning("client", "a function of yours computes", "a faster function"),
+    "unknown": Meaning(
+        "server", "the server does not know it, or not any more", "it ends by itself"
+    ),
     "parts": Meaning("server", "parts of the call are still on their way", "a faster link"),
     "number": Meaning(
-        "server", "an earlier number of its run has not come", "the client that has it"
+        "server",
+        "an earlier number of its run has not come",
+        "the client that has it, or close the run",
     ),
-    "opening": Meaning("server", "its run or sampler is being opened", "that request"),
-    "no_worker": Meaning("server", "no worker has connected yet", "the start of a worker"),
-    "loading": Meaning("server", "the model is being loaded", "nothing"),
-    "restarting": Meaning("server", "the worker died and is started again", "nothing"),
+    "opening": Meaning("server", "its run or sampler is being opened", "see that request"),
+    "no_worker": Meaning("server", "no worker has connected yet", "start a worker"),
+    "loading": Meaning("server", "the model is being loaded", "it ends by itself"),
+    "restarting": Meaning("server", "the worker died and is started again", "it ends by itself"),
     "queued": Meaning("server", "requests before it wait for a worker", "less load"),
     "credit": Meaning("server", "it is next, and the worker has enough to do", "less load"),
-    "dispatched": Meaning("server", "the worker has it", "nothing"),
-    "running": Meaning("server", "the worker computes it, and has got so far", "nothing"),
-    "storing": Meaning("server", "the store of checkpoints works on it", "nothing"),
-    "recording": Meaning("server", "it is done, and its outcome is being written", "nothing"),
+    "dispatched": Meaning("server", "the worker has it", "it ends by itself"),
+    "running": Meaning("server", "the worker computes it, and has got so far", "it ends by itself"),
+    "storing": Meaning("server", "the store of checkpoints works on it", "it ends by itself"),
+    "recording": Meaning(
+        "server", "it is done, and its outcome is being written", "it ends by itself"
+    ),
     "answered": Meaning("server", "its answer is on its way", "a faster link"),
-    "stopping": Meaning("server", "the server stops, and finishes what has started", "nothing"),
+    "stopping": Meaning(
+        "server", "the server stops, and finishes what has started", "it ends by itself"
+    ),
 }
+
+
+def describe_phase(phase: str, fraction: float) -> str:
+    """How far something has loaded, such as "reading weights, 40 %"."""
+    return phase if fraction < 0 else f"{phase}, {100 * fraction:.0f} %"
 
 
 def read_reasons(result: Mapping[str, Any], request_ids: Sequence[int]) -> dict[int, Reason]:

@@ -6,19 +6,24 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..client.environment import DEFAULT_ADDRESS, server_address
+from ..client.environment import DEFAULT_ADDRESS, is_quiet, server_address
 from ..client.errors import WeftError
-from .worker.config import DEVICES, DTYPES, WorkerConfig
+from ..client.waiting import describe_phase
+from ..client.waiting_line import WaitingLine
+from .status_table import status_lines
+from .worker.config import DEVICES, DTYPES, MODELLING, WorkerConfig
 
 NEEDED = ("torch", "transformers", "safetensors")
 WORKER_HELPS: dict[str, tuple[str, dict[str, Any]]] = {
     "device": ("cpu or cuda; cuda where there is one", {"choices": DEVICES}),
     "dtype": ("float32 on a CPU and bfloat16 on a GPU unless given", {"choices": DTYPES}),
+    "modelling": ("Weft's decoder, transformers' code, or whichever fits", {"choices": MODELLING}),
     "is_deterministic": ("results never depend on the neighbours, bit by bit", {}),
     "trace": ("write a Chrome trace of all steps to this file", {"metavar": "FILE"}),
     "memory_bytes": ("what the worker may use", {"metavar": "N"}),
@@ -127,6 +132,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     state = arguments.state or str(Path("~/.local/state/weft").expanduser())
     stop = threading.Event()
     is_serving = False
+    loading = _LoadingLine(arguments.model)
 
     def end(*_: object) -> None:
         if not is_serving:
@@ -142,19 +148,41 @@ def run_serve(arguments: argparse.Namespace) -> int:
             listen=listen,
             insecure=arguments.insecure,
             state_dir=state,
+            on_progress=loading.tell,
             **settings,
         )
         is_serving = True
     except _Ended:
         return 0
+    finally:
+        loading.end()
     with engine:
         print(f"weft serves {arguments.model} on {', '.join(engine.addresses)}", flush=True)
         while not stop.is_set() and engine.is_healthy:
             stop.wait(0.5)
         if not stop.is_set():
-            print("weft: the worker has ended; see the log", file=sys.stderr)
+            print(f"weft: {engine.failure or 'the broker has ended'}", file=sys.stderr)
             return 1
     return 0
+
+
+class _LoadingLine:
+    """Says in a terminal how far a model is loaded."""
+
+    def __init__(self, model: str) -> None:
+        self._text = f"{model} is being loaded"
+        self._phase = "starting"
+        self._line = WaitingLine(not is_quiet())
+        self._key = self._line.begin(time.monotonic(), lambda: f"{self._text}: {self._phase}")
+
+    def tell(self, phase: str, fraction: float) -> None:
+        """How far it is; from any thread."""
+        self._phase = describe_phase(phase, fraction)
+        self._line.refresh()
+
+    def end(self) -> None:
+        """It is loaded, or will not be."""
+        self._line.end(self._key)
 
 
 class _Ended(BaseException):
@@ -194,28 +222,8 @@ def run_status(arguments: argparse.Namespace) -> int:
     address = arguments.address or server_address()
     with ServiceClient(base_url=address) as service:
         status = service.get_status().result()
-    print(address)
-    for line in describe(status):
-        print(f"  {line}")
+    print("\n".join(status_lines(address, status)))
     return 0
-
-
-def describe(status: Mapping[str, Any], indent: str = "") -> list[str]:
-    """The books of a server as indented lines."""
-    lines: list[str] = []
-    for key, value in status.items():
-        if isinstance(value, Mapping):
-            lines += [f"{indent}{key}", *describe(value, indent + "  ")]
-        elif isinstance(value, list):
-            lines.append(f"{indent}{key:20} {len(value)}")
-            for item in value:
-                shown = (
-                    describe(item, indent + "    ") if isinstance(item, Mapping) else [str(item)]
-                )
-                lines += [f"{indent}  -", *shown] if isinstance(item, Mapping) else shown
-        else:
-            lines.append(f"{indent}{key:20} {value}")
-    return lines
 
 
 def require_engine() -> None:

@@ -4,7 +4,7 @@ Of other tenants and sessions a reason tells how many there are and how much of 
 who they are or what they sent.
 """
 
-from ...client.waiting import Reason
+from ...client.waiting import Reason, describe_phase
 from .books import Books
 from .leases import Window, Worker
 from .sessions import Session
@@ -28,18 +28,12 @@ def unserved(books: Books) -> Reason:
     if loading:
         furthest = max(loading, key=lambda worker: worker.fraction)
         before = f"{workers.awaited}; " if workers.awaited else ""
-        detail = f"{before}the model is being loaded: {describe_loading(furthest)}"
+        phase = describe_phase(furthest.phase, furthest.fraction)
+        detail = f"{before}the model is being loaded: {phase}"
         return Reason(code="loading", detail=detail, fraction=furthest.fraction)
     if workers.awaited:
         return Reason(code="restarting", detail=workers.awaited)
     return Reason(code="no_worker", detail="no worker has connected yet")
-
-
-def describe_loading(worker: Worker) -> str:
-    """How far a worker is, such as "reading weights, 40 %"."""
-    if worker.fraction < 0:
-        return worker.phase
-    return f"{worker.phase}, {100 * worker.fraction:.0f} %"
 
 
 def _explain(books: Books, work: Work) -> Reason:

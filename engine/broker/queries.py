@@ -8,6 +8,7 @@ import msgpack
 
 from ...client.errors import BadRequest, NotFound
 from ...client.messages import Query
+from ...client.waiting import describe_phase
 from .books import Books
 from .checks import find_run
 from .leases import Phase, Run, Worker
@@ -56,7 +57,9 @@ class Queries:
 
     def _capabilities(self, session: Session, query: Query) -> dict[str, Any]:
         models = [asdict(card) for card in self._books.workers.models()]
-        return {"models": models, "state": self.state()}
+        workers = [worker for worker in self._books.workers if worker.model is None]
+        loading = [{"phase": worker.phase, "fraction": worker.fraction} for worker in workers]
+        return {"models": models, "state": self.state(), "loading": loading}
 
     def _runs(self, session: Session, query: Query) -> dict[str, Any]:
         runs = [run for run in self._books.runs.values() if run.tenant == session.tenant]
@@ -105,6 +108,8 @@ class Queries:
         ]
         return {
             "state": self.state(),
+            "detail": books.workers.awaited or books.workers.ended,
+            "models": [asdict(card) for card in books.workers.models()],
             "sessions": len(books.sessions),
             "workers": [_describe_worker(worker) for worker in books.workers],
             "requests": mine,
@@ -140,6 +145,7 @@ def _describe_worker(worker: Worker) -> dict[str, Any]:
         "pid": worker.pid,
         "model": worker.model.name if worker.model is not None else "",
         "state": "loading" if worker.model is None else "ready",
+        "progress": describe_phase(worker.phase, worker.fraction) if worker.model is None else "",
         "runs": len(worker.runs),
         "samplers": len(worker.samplers),
         "dispatched": len(worker.dispatched),

@@ -1,9 +1,10 @@
-"""The tables of docs/errors.md and docs/limits.md, from those of the code; run it to write them."""
+"""The tables of the documents that repeat tables of the code; run it to write them."""
 
 from pathlib import Path
 
 from weft.client.errors import CODES
 from weft.client.limits import LIMITS
+from weft.client.waiting import REASONS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -26,7 +27,16 @@ def limits_table() -> str:
     return _table("| limit | default | unit | error | meaning |", rows)
 
 
-TABLES = {"errors.md": errors_table, "limits.md": limits_table}
+def reasons_table() -> str:
+    """Every reason for waiting, as a Markdown table."""
+    rows = [
+        f"| `{code}` | {row.told_by} | {row.meaning} | {row.remedy} |"
+        for code, row in REASONS.items()
+    ]
+    return _table("| code | told by | meaning | what helps |", rows)
+
+
+TABLES = {"errors.md": errors_table, "limits.md": limits_table, "waiting.md": reasons_table}
 
 
 def split(text: str) -> tuple[str, str, str]:

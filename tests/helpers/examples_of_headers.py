@@ -68,6 +68,7 @@ CARD = ModelCard(
     model_type="gpt_oss",
     runs_on="packed",
     targets=["attn"],
+    notes=["frozen: model.layers.*.mlp.experts (experts)"],
 )
 ARRAYS = [
     Array(name="tokens", dtype="int32", shape=[7], frame=0),

@@ -21,15 +21,15 @@ def free_port() -> int:
 
 
 class Served:
-    """A running `weft serve`."""
+    """A running `weft serve`; its stderr is a pipe, or the file descriptor given."""
 
-    def __init__(self, model: str, folder: Path, *options: str) -> None:
+    def __init__(
+        self, model: str, folder: Path, *options: str, stderr: int = subprocess.PIPE
+    ) -> None:
         self.address = f"tcp://127.0.0.1:{free_port()}"
         command = [sys.executable, "-P", "-m", "weft.engine", "serve", model]
         command += ["--listen", self.address, "--state", str(folder), *options]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
     def wait_until_ready(self) -> None:
         """Return when it says that it serves."""

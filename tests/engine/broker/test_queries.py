@@ -22,7 +22,7 @@ from core_bench import (
 )
 
 from weft.client import wire
-from weft.client.messages import Query, Reply
+from weft.client.messages import Query, Reply, WorkerHello, WorkerProgress
 from weft.engine.broker.events import CatalogLoaded, StopRequested
 
 
@@ -37,7 +37,12 @@ def ask(bench: CoreBench, what: str, subject: str = "", offset: int = 0) -> dict
 def test_capabilities_name_the_models_and_the_state() -> None:
     bench = CoreBench()
     bench.hello()
-    assert ask(bench, "capabilities") == {"models": [], "state": "loading"}
+    assert ask(bench, "capabilities") == {"models": [], "state": "loading", "loading": []}
+    bench.work(WorkerHello(versions=[1], worker_id="w0", secret="", pid=1))
+    bench.work(WorkerProgress(phase="reading weights", fraction=0.4))
+    assert ask(bench, "capabilities")["loading"] == [{"phase": "reading weights", "fraction": 0.4}]
+    (worker,) = ask(bench, "status")["workers"]
+    assert (worker["state"], worker["progress"]) == ("loading", "reading weights, 40 %")
     bench.add_worker()
     told_models = ask(bench, "capabilities")
     assert told_models["state"] == "ready"
