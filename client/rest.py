@@ -263,6 +263,7 @@ def _run(fields: Mapping[str, Any]) -> TrainingRun:
         corrupted=fields.get("is_lost", False),
         last_request_time=fields.get("last_request_time"),
         user_metadata=fields.get("user_metadata", {}),
+        forked_from=fields.get("forked_from") or None,
     )
 
 

@@ -2,29 +2,26 @@
 
 import os
 import secrets
-import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import custom_loss
-from .actions import AnswerPart
 from .adam import check_adam
-from .answers import read_forward_backward, read_result
-from .batch import Part, build_parts
+from .answers import read_result
+from .batch import build_parts
+from .commands import Commands
 from .custom_loss import NumpyLoss, TorchLoss
 from .errors import BadRequest
 from .futures import APIFuture, as_coroutine, in_thread
 from .losses import fill_config, find_loss
 from .messages import (
-    Command,
-    ForwardBackward,
+    ForkRun,
     LoadState,
     ModelCard,
     OptimStep,
-    SaveForSampler,
     SaveState,
-    Void,
 )
 from .paths import check_name, parse_path
 from .rest import RestClient
@@ -63,8 +60,7 @@ class TrainingClient:
         self._session = session
         self._info = info
         self._card = card
-        self._lock = threading.Lock()
-        self._next_seq = next_seq
+        self._commands = Commands(session, info.model_id, next_seq)
 
     @property
     def model_id(self) -> str:
@@ -130,21 +126,18 @@ class TrainingClient:
         evaluate = custom_loss.evaluator(loss_fn, numpy_fn)
         data = list(data)
         parts = build_parts(custom_loss.forward_data(data), "cross_entropy", self._card)
-        with self._lock:
-            forward = self._send_parts(parts, "cross_entropy", {}, True, self._next_seq)
-            second_seq = self._next_seq + 1
-            self._next_seq += 2
+        forward, second_seq = self._commands.send_forward_and_reserve(parts, "cross_entropy")
 
         def send_second(gradients: Sequence[NumpyArray]) -> APIFuture[ForwardBackwardOutput]:
             weighted = custom_loss.backward_data(data, gradients)
             second = build_parts(weighted, "cross_entropy", self._card)
-            return self._send_parts(second, "cross_entropy", {}, False, second_seq)
+            return self._commands.send_reserved(second_seq, second, "cross_entropy")
 
         return custom_loss.start(
             forward,
             lambda output: evaluate(data, output),
             send_second,
-            lambda: self._void(second_seq),
+            lambda: self._commands.void(second_seq),
         )
 
     def optim_step(
@@ -165,7 +158,7 @@ class TrainingClient:
             raise BadRequest("optim_params and adam_params are two names of one argument")
         params = optim_params or adam_params or AdamParams()
         check_adam(params)
-        return self._command(
+        return self._commands.send(
             lambda number, seq: OptimStep(
                 request_id=number,
                 run_id=self.model_id,
@@ -204,7 +197,7 @@ class TrainingClient:
         check_name(name)
         ttl_s = check_ttl(ttl_seconds)
         metadata = check_metadata(user_metadata)
-        return self._command(
+        return self._commands.send(
             lambda number, seq: SaveState(
                 request_id=number,
                 run_id=self.model_id,
@@ -249,7 +242,7 @@ class TrainingClient:
             ttl_seconds: they are deleted after so long, at most ten years; None keeps them.
             user_metadata: kept beside them.
         """
-        return self._send_freeze(
+        return self._commands.send_freeze(
             check_name(name),
             "",
             lambda parts: SaveWeightsForSamplerResponse(
@@ -298,7 +291,7 @@ class TrainingClient:
         """
         refuse_unserved(retry_config=retry_config)
         sampler_id = self._session.new_sampler_id()
-        return self._send_freeze(
+        return self._commands.send_freeze(
             "", sampler_id, lambda parts: SamplingClient(self._session, sampler_id, self._card)
         ).result()
 
@@ -308,6 +301,42 @@ class TrainingClient:
         """A client that samples from saved weights; waits for it."""
         refuse_unserved(retry_config=retry_config)
         return open_sampler(self._session, model_path=model_path)
+
+    # --- branching and ending ---------------------------------------------------------------------
+
+    def fork(self, user_metadata: Mapping[str, str] | None = None) -> "TrainingClient":
+        """A new run from the state that this one has after the calls made so far; waits for it.
+
+        The state is weights, optimizer moments, step count and accumulated gradient. From then on
+        the two have nothing to do with each other. Nothing is copied until one of them is trained.
+
+        Args:
+            user_metadata: kept beside the new run.
+
+        Raises:
+            BadRequest: the weights of this run are not finite (code `non_finite`).
+            Busy: there was no room for it for a minute.
+            EngineFailed: this run is lost.
+        """
+        return self._send_fork(user_metadata).result()
+
+    async def fork_async(self, user_metadata: Mapping[str, str] | None = None) -> "TrainingClient":
+        """As `fork`; it takes its place among the calls when the coroutine begins to run."""
+        return await self._send_fork(user_metadata)
+
+    def close(self) -> None:
+        """Give the run up: the server forgets its state, and keeps what was saved and its samplers.
+
+        Does not wait. Calls without an answer fail as `cancelled`, later ones raise NotFound. Safe
+        to repeat. Leaving a `with` block does the same.
+        """
+        self._commands.close()
+
+    def __enter__(self) -> "TrainingClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # --- about the run ----------------------------------------------------------------------------
 
@@ -334,6 +363,7 @@ class TrainingClient:
     save_weights_and_get_sampling_client_async = in_thread(save_weights_and_get_sampling_client)
     create_sampling_client_async = in_thread(create_sampling_client)
     get_info_async = as_coroutine(get_info)
+    close_async = as_coroutine(close)
 
     # --- a client is its own future ---------------------------------------------------------------
 
@@ -347,22 +377,12 @@ class TrainingClient:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The copy goes on with the next number: one of the two may be used from here on.
-        return (TrainingClient, (self._session, self._info, self._card, self._next_seq))
+        return (TrainingClient, (self._session, self._info, self._card, self._commands.next_seq))
 
     def __repr__(self) -> str:
         return f"TrainingClient({self.model_id!r}, {self._info.model_name!r})"
 
     # --- how commands are sent --------------------------------------------------------------------
-
-    def _command(
-        self, make: Callable[[int, int], Command], convert: Callable[[Sequence[AnswerPart]], T]
-    ) -> APIFuture[T]:
-        connection = self._session.connection
-        with self._lock:
-            header = make(connection.new_request_id(), self._next_seq)
-            future = connection.send([header], [()], convert)
-            self._next_seq += 1  # after what can raise: a number that is not sent blocks the next
-        return future
 
     def _call(
         self,
@@ -373,50 +393,22 @@ class TrainingClient:
     ) -> APIFuture[ForwardBackwardOutput]:
         config = fill_config(find_loss(loss_fn), loss_fn_config)
         parts = build_parts(data, loss_fn, self._card, config)
-        with self._lock:
-            future = self._send_parts(parts, loss_fn, config, forward_only, self._next_seq)
-            self._next_seq += 1
-        return future
+        return self._commands.send_call(parts, loss_fn, config, forward_only=forward_only)
 
-    def _send_parts(
-        self,
-        parts: Sequence[Part],
-        loss_fn: str,
-        config: dict[str, float],
-        forward_only: bool,
-        seq: int,
-    ) -> APIFuture[ForwardBackwardOutput]:
-        connection = self._session.connection
-        number = connection.new_request_id()
-        headers = [
-            ForwardBackward(
+    def _send_fork(self, user_metadata: Mapping[str, str] | None) -> APIFuture["TrainingClient"]:
+        metadata = check_metadata(user_metadata)
+        new_run_id = self._session.new_run_id()
+        info = replace(self._info, model_id=new_run_id, forked_from=self.model_id)
+        return self._commands.send(
+            lambda number, seq: ForkRun(
                 request_id=number,
                 run_id=self.model_id,
                 seq=seq,
                 digest=b"",
-                part=index,
-                num_parts=len(parts),
-                num_datums=len(part.lengths),
-                num_tokens=part.num_tokens,
-                loss_fn=loss_fn,
-                loss_fn_config=config,
-                forward_only=forward_only,
-                arrays=part.arrays,
-            )
-            for index, part in enumerate(parts)
-        ]
-        return connection.send(
-            headers,
-            [part.frames for part in parts],
-            lambda answer: read_forward_backward(answer, parts),
-        )
-
-    def _void(self, seq: int) -> None:
-        self._session.request(
-            lambda number: Void(
-                request_id=number, run_id=self.model_id, first_seq=seq, last_seq=seq
+                new_run_id=new_run_id,
+                user_metadata=metadata,
             ),
-            read_result,
+            lambda parts: TrainingClient(self._session, info, self._card),
         )
 
     def _load(
@@ -425,7 +417,7 @@ class TrainingClient:
         refuse_unserved(weights_access_token=weights_access_token)
         if parse_path(path).kind != "weights":
             raise BadRequest(f"{path!r} holds weights for a sampler, not a training state")
-        return self._command(
+        return self._commands.send(
             lambda number, seq: LoadState(
                 request_id=number,
                 run_id=self.model_id,
@@ -435,26 +427,4 @@ class TrainingClient:
                 with_optimizer=with_optimizer,
             ),
             lambda parts: LoadWeightsResponse(path=path),
-        )
-
-    def _send_freeze(
-        self,
-        name: str,
-        sampler_id: str,
-        convert: Callable[[Sequence[AnswerPart]], T],
-        ttl_s: int = 0,
-        metadata: dict[str, str] | None = None,
-    ) -> APIFuture[T]:
-        return self._command(
-            lambda number, seq: SaveForSampler(
-                request_id=number,
-                run_id=self.model_id,
-                seq=seq,
-                digest=b"",
-                name=name,
-                sampler_id=sampler_id,
-                ttl_s=ttl_s,
-                user_metadata=metadata or {},
-            ),
-            convert,
         )

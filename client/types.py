@@ -365,6 +365,7 @@ class GetInfoResponse:
     lora_rank: int | None = None
     lora_alpha: float | None = None
     model_name: str | None = None
+    forked_from: str | None = None  # the id of the run that it began as a copy of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +399,7 @@ class TrainingRun:
     lora_rank: int | None = None
     last_request_time: float | None = None  # seconds since 1970
     user_metadata: dict[str, str] = field(default_factory=dict[str, str])
+    forked_from: str | None = None  # the id of the run that it began as a copy of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fake_broker import DEADLINE_S, FakeBroker, failure, forward_backward, silen
 from weft.client import (
     AdamParams,
     BadRequest,
+    Busy,
     Conflict,
     Datum,
     ForwardBackwardOutput,
@@ -21,6 +23,7 @@ from weft.client import (
     TrainingClient,
 )
 from weft.client import batch as batch_module
+from weft.client.limits import LIMITS, Limit
 from weft.client.messages import Command
 
 
@@ -65,6 +68,89 @@ def test_commands_are_numbered_from_one_in_the_order_of_the_calls(
     ]
     assert {header.run_id for header in commands} == {run.model_id}
     assert [header.forward_only for header in broker.wait_for("forward_backward")] == [False, True]
+
+
+def test_a_fork_is_ordered_like_any_command_and_goes_on_with_number_1(
+    broker: FakeBroker, run: TrainingClient
+) -> None:
+    run.forward_backward([datum(5)], "cross_entropy")
+    fork = run.fork({"arm": "3"})
+    later = [run.optim_step(AdamParams()), fork.optim_step(AdamParams())]
+    for future in later:
+        future.result(DEADLINE_S)
+    (header,) = broker.wait_for("fork_run")
+    assert (header.run_id, header.seq, header.new_run_id) == (run.model_id, 2, fork.model_id)
+    assert header.user_metadata == {"arm": "3"}
+    steps = {(step.run_id, step.seq) for step in broker.wait_for("optim_step", 2)}
+    assert steps == {(run.model_id, 3), (fork.model_id, 1)}
+
+
+def test_a_fork_tells_where_it_comes_from(run: TrainingClient) -> None:
+    fork = asyncio.run(run.fork_async())
+    assert fork.get_info() == replace(
+        run.get_info(), model_id=fork.model_id, forked_from=run.model_id
+    )
+    assert fork.fork().get_info().forked_from == fork.model_id
+
+
+def test_a_fork_that_finds_no_room_gives_up_its_number(
+    monkeypatch: pytest.MonkeyPatch, broker: FakeBroker, run: TrainingClient
+) -> None:
+    monkeypatch.setitem(LIMITS, "room_s", Limit(0, "s", "busy", ""))
+    broker.answers["fork_run"] = lambda header, _: [failure(header, "busy", "no room", 0.001)]
+    with pytest.raises(Busy, match="no room"):
+        run.fork()
+    (void,) = broker.wait_for("void")
+    assert (void.run_id, void.first_seq, void.last_seq) == (run.model_id, 1, 1)
+    run.optim_step(AdamParams()).result(DEADLINE_S)
+
+
+def test_a_closed_run_takes_no_more_calls(broker: FakeBroker, run: TrainingClient) -> None:
+    with run:
+        run.optim_step(AdamParams()).result(DEADLINE_S)
+    for call in (
+        lambda: run.optim_step(AdamParams()),
+        lambda: run.forward_backward([datum(5)], "cross_entropy"),
+        lambda: run.save_state("a"),
+        run.fork,
+    ):
+        with pytest.raises(NotFound, match="was closed"):
+            call()
+    run.close()
+    assert [header.run_id for header in broker.wait_for("close_run")] == [run.model_id]
+
+
+def test_a_run_closes_without_its_server(service: ServiceClient, run: TrainingClient) -> None:
+    service.close()
+    run.close()
+    with pytest.raises(NotFound, match="was closed"):
+        run.optim_step(AdamParams())
+
+
+def test_a_refused_call_that_is_withdrawn_gives_up_its_number(
+    broker: FakeBroker, run: TrainingClient
+) -> None:
+    broker.answers["save_state"] = lambda header, _: [failure(header, "busy", "full", 60.0)]
+    refused = run.save_state("a")
+    while not refused.waiting_for.endswith("so far"):
+        broker.wait_for("save_state")
+    assert refused.cancel(DEADLINE_S)
+    with pytest.raises(Conflict, match="withdrawn"):
+        refused.result(DEADLINE_S)
+    (void,) = broker.wait_for("void")
+    assert (void.first_seq, void.last_seq) == (1, 1)
+    run.optim_step(AdamParams()).result(DEADLINE_S)
+
+
+def test_a_call_that_no_queue_takes_fails_and_gives_up_its_number(
+    monkeypatch: pytest.MonkeyPatch, broker: FakeBroker, run: TrainingClient
+) -> None:
+    monkeypatch.setitem(LIMITS, "admission_s", Limit(0, "s", "busy", ""))
+    broker.answers["save_state"] = lambda header, _: [failure(header, "busy", "full", 0.001)]
+    with pytest.raises(Busy, match="full"):
+        run.save_state("a").result(DEADLINE_S)
+    (void,) = broker.wait_for("void")
+    assert (void.first_seq, void.last_seq) == (1, 1)
 
 
 def test_outputs_come_back_datum_by_datum(run: TrainingClient) -> None:
