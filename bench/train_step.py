@@ -133,7 +133,7 @@ class Bench:
                     loss_fn="cross_entropy",
                     loss_fn_config={},
                     forward_only=False,
-                    part_tokens=(tokens_each,),
+                    part_outputs=(tokens_each,),
                     tokens=tokens,
                     lengths=np.array([tokens_each], np.int32),
                     targets=np.roll(tokens, -1),

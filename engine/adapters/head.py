@@ -14,7 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...kernels.head import subtract_one_hot_, target_logprobs_
+from ...kernels.head import (
+    many_target_logprobs_,
+    subtract_one_hot_,
+    subtract_soft_targets_,
+    target_logprobs_,
+)
 from ...kernels.head_plan import Chunk, Piece, cut_head
 from ...kernels.lora import add_weight_gradient, shrink, weight_gradient
 from ..model.base import BaseModel
@@ -22,6 +27,7 @@ from ..model.linear import BaseLinear
 from .lora import LoraLinears
 from .lora_batch import LoraBatch
 from .losses import LossBatch, coefficients
+from .soft_targets import SoftChunk
 from .targets import Targets
 
 ROW_TILE = 16  # deterministic chunks have a multiple of so many rows
@@ -29,11 +35,16 @@ ROW_TILE = 16  # deterministic chunks have a multiple of so many rows
 
 @dataclass(frozen=True, slots=True)
 class HeadResult:
-    """Outputs of the head for a batch; rows that nobody asked for are 0."""
+    """Outputs of the head for a batch, float32; rows that nobody asked for are 0.
 
-    logprobs_T: Tensor  # float32
-    losses_T: Tensor  # float32
-    dhidden_TD: Tensor | None = None  # gradient of the sum of all losses
+    So are rows with several targets: what they have is `soft_logprobs_M`, and their loss follows
+    from that, see `SoftTargets.losses`.
+    """
+
+    logprobs_T: Tensor
+    losses_T: Tensor
+    soft_logprobs_M: Tensor  # of the targets of those rows, in the order of `LossBatch.soft`
+    dhidden_TD: Tensor  # gradient of the sum of all losses; [0, D] after a forward pass alone
 
 
 class Head:
@@ -63,11 +74,9 @@ class Head:
         return cls(model.head, site, chunk_rows=chunk_rows, softcap=model.logit_softcap)
 
     @torch.no_grad()
-    def forward(
-        self, hidden_TD: Tensor, losses: LossBatch, linears: LoraLinears
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the targets and losses, [T] float32 each; 0 where not asked for."""
-        result = self._blank(hidden_TD)
+    def forward(self, hidden_TD: Tensor, losses: LossBatch, linears: LoraLinears) -> HeadResult:
+        """Log-probabilities of the targets, and losses."""
+        result = _blank(hidden_TD, losses, hidden_TD[:0])
         self._run(hidden_TD, losses, linears, result, losses.is_scored_host)
         if losses.sequences is not None:
             rows_C = losses.sequences.is_row_T.nonzero().squeeze(1)
@@ -75,20 +84,19 @@ class Head:
             logprobs_C = result.logprobs_T.index_select(0, rows_C)
             losses_C, _ = coefficients(losses, rows_C, logprobs_C)
             result.losses_T.index_copy_(0, rows_C, losses_C)
-        return result.logprobs_T, result.losses_T
+        return result
 
     @torch.no_grad()
     def forward_backward(
         self, hidden_TD: Tensor, losses: LossBatch, linears: LoraLinears
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, and the gradient of the sum of the losses by the hidden states, [T, D].
+    ) -> HeadResult:
+        """The same, and the gradient of the sum of the losses by the hidden states.
 
         Rows whose coefficients need the log-probabilities of a whole sequence take two passes:
         without gradient first, and with it once all of them are known. Gradients of adapters on the
         unembedding wait in planes for `linears.flush`.
         """
-        dhidden_TD = torch.zeros_like(hidden_TD)
-        result = self._blank(hidden_TD, dhidden_TD)
+        result = _blank(hidden_TD, losses, torch.zeros_like(hidden_TD))
         is_trained = losses.is_scored_host & losses.is_trained_host
         is_first = losses.is_scored_host & ~is_trained
         if losses.sequences is not None:
@@ -96,11 +104,7 @@ class Head:
         self._run(hidden_TD, losses, linears, result, is_first)
         losses = losses.with_sequence_ratios(result.logprobs_T)
         self._run(hidden_TD, losses, linears, result, is_trained, is_trained=True)
-        return result.logprobs_T, result.losses_T, dhidden_TD
-
-    def _blank(self, hidden_TD: Tensor, dhidden_TD: Tensor | None = None) -> HeadResult:
-        logprobs_T = torch.zeros(hidden_TD.shape[0], device=hidden_TD.device)
-        return HeadResult(logprobs_T, torch.zeros_like(logprobs_T), dhidden_TD)
+        return result
 
     def _run(
         self,
@@ -138,6 +142,13 @@ class Head:
             batch.mark_written((self.site,))
 
 
+def _blank(hidden_TD: Tensor, losses: LossBatch, dhidden_TD: Tensor) -> HeadResult:
+    logprobs_T = torch.zeros(hidden_TD.shape[0], device=hidden_TD.device)
+    num_targets = 0 if losses.soft is None else len(losses.soft.targets)
+    soft_logprobs_M = logprobs_T.new_zeros(num_targets)
+    return HeadResult(logprobs_T, torch.zeros_like(logprobs_T), soft_logprobs_M, dhidden_TD)
+
+
 class _ChunkPass:
     """The three steps for one chunk."""
 
@@ -155,7 +166,12 @@ class _ChunkPass:
         self._batch, self._chunk, self._losses, self._result = batch, chunk, losses, result
         device = hidden_TD.device
         is_real = chunk.rows >= 0
-        self._rows_C = torch.from_numpy(rows[chunk.rows[is_real]]).to(device)
+        own_rows = rows[chunk.rows[is_real]]
+        self._rows_C = torch.from_numpy(own_rows).to(device)
+        self._soft: SoftChunk | None = None
+        if losses.soft is not None:
+            places, num_places = np.flatnonzero(is_real), len(chunk.rows)
+            self._soft = SoftChunk.build(losses.soft, own_rows, places, num_places, device)
         self._places_C: Tensor | None = None
         if not is_real.all():
             self._places_C = torch.from_numpy(np.flatnonzero(is_real)).to(device)
@@ -166,9 +182,12 @@ class _ChunkPass:
     def run(self, is_trained: bool) -> None:
         probabilities_CV, logprobs_C = self._logprobs()
         losses_C, slopes_C = coefficients(self._losses, self._rows_C, logprobs_C)
+        if self._soft is not None:
+            logprobs_C.index_fill_(0, self._soft.reals_Q, 0)
+            losses_C.index_fill_(0, self._soft.reals_Q, 0)
         self._result.logprobs_T.index_copy_(0, self._rows_C, logprobs_C)
         self._result.losses_T.index_copy_(0, self._rows_C, losses_C)
-        if is_trained and self._result.dhidden_TD is not None:
+        if is_trained:
             dx_CD = self._backward(probabilities_CV, self._spread(slopes_C))
             self._result.dhidden_TD.index_copy_(0, self._rows_C, self._collect(dx_CD))
 
@@ -188,7 +207,12 @@ class _ChunkPass:
             bend_CV = self._bend(logits_CV)
             torch.tanh(logits_CV.div_(self._softcap), out=bend_CV)
             torch.mul(bend_CV, self._softcap, out=logits_CV)
-        logprobs_C = target_logprobs_(logits_CV, self._targets_C)
+        if self._soft is None:
+            return logits_CV, self._collect(target_logprobs_(logits_CV, self._targets_C))
+        logprobs_C, logprobs_M = many_target_logprobs_(
+            logits_CV, self._targets_C, self._soft.target_places_M, self._soft.targets_M
+        )
+        self._result.soft_logprobs_M.index_copy_(0, self._soft.outputs_M, logprobs_M)
         return logits_CV, self._collect(logprobs_C)
 
     def _backward(self, probabilities_CV: Tensor, slopes_C: Tensor) -> Tensor:
@@ -196,7 +220,7 @@ class _ChunkPass:
 
         dlogits = slope * (one_hot - probabilities); the slope is applied to the narrow factors.
         """
-        dlogits_CV = subtract_one_hot_(probabilities_CV, self._targets_C)
+        dlogits_CV = self._subtract_targets(probabilities_CV)
         if self._softcap:  # the slope of softcap * tanh(x / softcap) is 1 - tanh^2
             bend_CV = self._bend(dlogits_CV)
             dlogits_CV.mul_(bend_CV.square_().neg_().add_(1))
@@ -217,6 +241,18 @@ class _ChunkPass:
                 write(da_ERD, ds_ELR, _view(self._x_CD, piece))
             _view(dx_CD, piece).baddbmm_(ds_ELR, a_ERD)
         return dx_CD
+
+    def _subtract_targets(self, probabilities_CV: Tensor) -> Tensor:
+        soft = self._soft
+        if soft is None:
+            return subtract_one_hot_(probabilities_CV, self._targets_C)
+        return subtract_soft_targets_(
+            probabilities_CV,
+            self._targets_C,
+            soft.one_hots_C,
+            soft.totals_C,
+            (soft.pull_places_P, soft.pull_targets_P, soft.pull_weights_P),
+        )
 
     def _bend(self, logits_CV: Tensor) -> Tensor:
         """Where the tanh of capped logits is kept between forward and backward."""

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .soft_targets import SoftTargets
+
 Float32s = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
@@ -56,6 +58,7 @@ class LossBatch:
     kinds_T: Tensor  # int64, the kind of each row's formula
     kinds: frozenset[int]  # that there are in the batch
     sequences: SequenceRatios | None = None  # when some loss is gspo
+    soft: SoftTargets | None = None  # rows with several targets; they have target 0 here
 
     @classmethod
     def build(
@@ -68,6 +71,8 @@ class LossBatch:
         inputs: Mapping[str, Float32s],
         device: torch.device | str,
         cu_seqlens: npt.NDArray[np.int32] | None = None,
+        num_targets: npt.NDArray[np.int32] | None = None,
+        soft: SoftTargets | None = None,
     ) -> "LossBatch":
         """Lay out the losses of a batch.
 
@@ -80,6 +85,8 @@ class LossBatch:
                 input the value is not read.
             device: where the tensors go.
             cu_seqlens: bounds of the sequences, [N + 1]; needed for gspo.
+            num_targets: of each row, [T]; None: one. Rows without targets are not scored.
+            soft: rows with more than one; their weight is theirs, whatever the inputs hold.
         """
         counts = np.asarray(row_counts, np.int64)
         assert counts.sum() == len(targets), "units and rows differ"
@@ -92,7 +99,11 @@ class LossBatch:
         kinds = [_KINDS.get(name or "", _CROSS_ENTROPY) for name in loss_fns]
         is_policy = rows([kind != _CROSS_ENTROPY for kind in kinds], bool)
         weights = np.where(is_policy, inputs.get("advantages", blank), inputs.get("weights", blank))
+        if num_targets is not None:
+            is_scored &= num_targets > 0
         weights = np.where(is_scored, weights, np.float32(0))
+        if soft is not None:  # the weights are inside the gradient by the logits
+            weights[soft.rows] = soft.is_trained
         sampling_logprobs = inputs.get("logprobs", blank)
         low = rows([config.get("clip_low_threshold", 0.0) for config in configs], np.float32)
         high = rows([config.get("clip_high_threshold", np.inf) for config in configs], np.float32)
@@ -127,6 +138,7 @@ class LossBatch:
             kinds_T=put(rows(kinds, np.int64)),
             kinds=frozenset(kinds),
             sequences=sequences,
+            soft=soft,
         )
 
     def with_sequence_ratios(self, logprobs_T: Tensor) -> "LossBatch":
@@ -179,7 +191,8 @@ def coefficients(losses: LossBatch, rows_C: Tensor, logprobs_C: Tensor) -> tuple
         logprobs_C: their log-probabilities under the weights in training, float32.
 
     Returns:
-        Two float32 tensors [C]; exactly 0 where a row is idle, whatever the log-probability.
+        Two float32 tensors [C]; exactly 0 where a row is idle, whatever the log-probability. Rows
+        with several targets have slope -1, and a loss that says nothing.
     """
     weights_C = losses.weights_T.index_select(0, rows_C)
     losses_C = -weights_C * logprobs_C

@@ -99,7 +99,7 @@ def train_step(
     )
     hidden_TD = packed_hidden(model, [tokens for _, tokens, _ in units], linears)
     head = Head.of(model, chunk_rows=CHUNK_ROWS)
-    _, _, dhidden_TD = head.forward_backward(hidden_TD.detach(), losses, linears)
+    dhidden_TD = head.forward_backward(hidden_TD.detach(), losses, linears).dhidden_TD
     torch.autograd.backward(hidden_TD, dhidden_TD)
     linears.flush()
     store.commit(*different)

@@ -203,7 +203,7 @@ class Compute:
         logprobs, metrics = self._trainer.collect(work)
         metrics["batch_tenants:max"] = float(num_tenants)
         metrics["batch_tokens:max"] = float(decision.num_tokens)
-        starts = [sum(work.part_tokens[:part]) for part in range(len(work.part_tokens) + 1)]
+        starts = [sum(work.part_outputs[:part]) for part in range(len(work.part_outputs) + 1)]
         parts = [{"logprobs": logprobs[first:last]} for first, last in itertools.pairwise(starts)]
         kind = "forward_tokens" if work.forward_only else "train_tokens"
         self._replies.done(work.origin, {"metrics": metrics}, parts, {kind: len(work.tokens)})

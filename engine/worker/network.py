@@ -28,7 +28,8 @@ from ...client.messages import (
     WorkerHello,
 )
 from ..trace import Trace
-from .commands import Assembler, Frame, ModelLimits, Work
+from .assembler import Assembler, Frame
+from .commands import ModelLimits, Work
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..adapters.soft_targets import SoftTargets, join
 from .commands import PassWork
 from .scheduler import Passes
 
@@ -34,8 +35,10 @@ class TrainStep:
     unit_rows: Int32s  # [U] rows of each unit
     unit_slices: Int32s  # [U] index into the decision's slices, -1 for padding
     unit_indices: Int32s  # [U] index of the unit inside its job, -1 for padding
-    targets: Int64s  # [T]
+    targets: Int64s  # [T]; 0 where a row has none or several
     inputs: Mapping[str, Float32s]  # loss inputs by name, [T]; 0 where a loss has no such input
+    num_targets: Int32s | None = None  # [T] of each row; None: one everywhere
+    soft: SoftTargets | None = None  # of the rows with several
 
     @property
     def unit_starts(self) -> Int32s:
@@ -72,13 +75,17 @@ def pack(
     for name in names:
         columns[name] = []
     lengths: list[Int32s] = []
-    rows, slices, indices = [], [], []
+    rows: list[int] = []
+    slices, indices = [], []
+    num_targets: list[Int32s] = []
+    soft: list[tuple[int, SoftTargets]] = []
     for place in order:
         piece, index = units[int(place)]
         work = works[piece]
-        unit = work.units[index]
-        first = int(work.lengths[: unit.first_datum].sum())
-        span = slice(first, first + unit.num_tokens)
+        unit, span = work.units[index], work.rows(index)
+        if work.soft is not None:
+            soft.append((sum(rows), work.soft.part(span.start, span.stop)))
+        num_targets.append(_num_targets(work, span))
         own = work.lengths[unit.first_datum : unit.last_datum]
         lengths.append(own)
         columns["tokens"].append(work.tokens[span])
@@ -98,6 +105,7 @@ def pack(
         for name, pieces in columns.items():
             pieces.append(np.arange(padding) if name == "positions" else blank)
         rows.append(padding)
+        num_targets.append(np.ones(padding, np.int32))
         slices.append(-1)
         indices.append(-1)
     joined = {name: np.concatenate(column) for name, column in columns.items()}
@@ -110,6 +118,8 @@ def pack(
         unit_slices=np.array(slices, np.int32),
         unit_indices=np.array(indices, np.int32),
         inputs={name: column.astype(np.float32, copy=False) for name, column in joined.items()},
+        num_targets=np.concatenate(num_targets) if soft else None,
+        soft=join(soft) if soft else None,
     )
 
 
@@ -120,6 +130,12 @@ def list_units(decision: Passes) -> list[tuple[int, int]]:
         for number, piece in enumerate(decision.slices)
         for index in range(piece.first, piece.last)
     ]
+
+
+def _num_targets(work: PassWork, span: slice) -> Int32s:
+    if work.output_starts is None:
+        return np.ones(span.stop - span.start, np.int32)
+    return np.diff(work.output_starts[span.start : span.stop + 1]).astype(np.int32)
 
 
 def _positions(lengths: Int32s) -> Int64s:

@@ -14,13 +14,14 @@ import torch
 from ...client.errors import BadRequest, WeftError
 from ...kernels.plan import packing_order
 from ...kernels.workspace import Workspace
-from ..adapters.head import Head
+from ..adapters.head import Head, HeadResult
 from ..adapters.lora import LoraLinears
 from ..adapters.losses import LossBatch
 from ..model.attention import PackedAttention
 from ..model.base import BaseModel
 from ..trace import Trace
 from .commands import Float32s, PassWork
+from .partials import Partials, StepOutputs
 from .runs import HeldRun, RunTable
 from .scheduler import Passes
 from .steps import TrainStep, list_units, pack
@@ -32,14 +33,6 @@ class Outcome:
 
     failures: dict[int, WeftError] = field(default_factory=dict)
     repeats: frozenset[int] = frozenset()
-
-
-@dataclass(slots=True)
-class _Partial:
-    """What a command has produced so far."""
-
-    logprobs: Float32s
-    loss: float = 0.0
 
 
 class Trainer:
@@ -63,7 +56,7 @@ class Trainer:
         self._is_deterministic = is_deterministic
         self._recompute_above_tokens = recompute_above_tokens
         self._workspace = Workspace(runs.store.device)
-        self._partials: dict[int, _Partial] = {}
+        self._partials = Partials()
 
     def step(self, decision: Passes, works: Sequence[PassWork]) -> Outcome:
         """Compute one batch. Jobs that end here and are not in the outcome are in effect.
@@ -81,28 +74,26 @@ class Trainer:
             self._store.begin(*fresh.values())
         for piece, work in zip(decision.slices, works, strict=True):
             if piece.first == 0:
-                blank = np.full(len(work.tokens), np.nan, np.float32)
-                self._partials[work.origin.dispatch_id] = _Partial(blank)
+                self._partials.begin(work)
         with self._trace.span("plan"):
             step, linears = self._plan(decision, works, held)
-        logprobs_T, losses_T = self._compute(decision, works, step, linears)
-        self._keep(works, step, logprobs_T, losses_T)
+        outputs = self._compute(decision, works, step, linears)
+        self._partials.keep(works, step, outputs)
         outcome = self._judge(decision, works, held)
-        for dispatch_id in (*outcome.failures, *outcome.repeats):
-            self._partials.pop(dispatch_id, None)
+        self._partials.drop((*outcome.failures, *outcome.repeats))
         if decision.backward:
             self._commit(decision, works, held, outcome)
         return outcome
 
     def collect(self, work: PassWork) -> tuple[Float32s, dict[str, float]]:
-        """The outputs of a command whose last slice succeeded: logprobs [T] and metrics."""
-        partial = self._partials.pop(work.origin.dispatch_id)
-        return partial.logprobs, {"loss:sum": partial.loss}
+        """The outputs of a command whose last slice succeeded: logprobs and metrics."""
+        logprobs, loss = self._partials.take(work)
+        return logprobs, {"loss:sum": loss}
 
     def abandon(self, works: Sequence[PassWork]) -> None:
         """Undo what commands have done so far: of a step that raised, or of a run that is to go."""
+        self._partials.drop(work.origin.dispatch_id for work in works)
         for work in works:
-            self._partials.pop(work.origin.dispatch_id, None)
             if work.run_id in self._runs:
                 self._store.discard(self._runs.run(work.run_id).run)
 
@@ -132,8 +123,8 @@ class Trainer:
 
     def _compute(
         self, decision: Passes, works: Sequence[PassWork], step: TrainStep, linears: LoraLinears
-    ) -> tuple[Float32s, Float32s]:
-        """Forward, and backward when asked for; returns logprobs [T] and losses [T]."""
+    ) -> StepOutputs:
+        """Forward, and backward when asked for."""
         device = self._store.device
         tokens_T = torch.from_numpy(step.tokens).to(device)
         positions_T = torch.from_numpy(step.positions).to(device)
@@ -147,6 +138,8 @@ class Trainer:
             inputs=step.inputs,
             device=device,
             cu_seqlens=step.cu_seqlens,
+            num_targets=step.num_targets,
+            soft=step.soft,
         )
         with (
             torch.set_grad_enabled(decision.backward),
@@ -161,44 +154,17 @@ class Trainer:
             )
         if not decision.backward:
             with self._trace.span("head"):
-                logprobs_T, losses_T = self._head.forward(hidden_TD, losses, linears)
-                return logprobs_T.cpu().numpy(), losses_T.cpu().numpy()
+                return _on_host(self._head.forward(hidden_TD, losses, linears))
         with self._trace.span("head"):
-            logprobs_T, losses_T, dhidden_TD = self._head.forward_backward(
-                hidden_TD.detach(), losses, linears
-            )
+            result = self._head.forward_backward(hidden_TD.detach(), losses, linears)
         with self._trace.span("backward", tokens=len(step.tokens)):
-            torch.autograd.backward(hidden_TD, dhidden_TD)
+            torch.autograd.backward(hidden_TD, result.dhidden_TD)
             linears.flush()
-        return logprobs_T.cpu().numpy(), losses_T.cpu().numpy()
+        return _on_host(result)
 
     def _recomputed_layers(self, num_tokens: int) -> range:
         is_large = num_tokens > self._recompute_above_tokens
         return range(self._model.config.num_layers if is_large else 0)
-
-    def _keep(
-        self,
-        works: Sequence[PassWork],
-        step: TrainStep,
-        logprobs_T: Float32s,
-        losses_T: Float32s,
-    ) -> None:
-        """Sort the rows of the batch back into their commands; sum losses in unit order."""
-        starts = step.unit_starts
-        sums: list[tuple[int, int, float]] = []
-        for place, (piece, index) in enumerate(
-            zip(step.unit_slices.tolist(), step.unit_indices.tolist(), strict=True)
-        ):
-            if piece < 0:
-                continue
-            work = works[piece]
-            partial = self._partials[work.origin.dispatch_id]
-            first = int(work.lengths[: work.units[index].first_datum].sum())
-            rows = slice(int(starts[place]), int(starts[place + 1]))
-            partial.logprobs[first : first + rows.stop - rows.start] = logprobs_T[rows]
-            sums.append((piece, index, float(losses_T[rows].sum(dtype=np.float64))))
-        for piece, _, loss in sorted(sums):
-            self._partials[works[piece].origin.dispatch_id].loss += loss
 
     def _judge(
         self, decision: Passes, works: Sequence[PassWork], held: Sequence[HeldRun]
@@ -216,7 +182,7 @@ class Trainer:
             bad = [
                 decision.slices[place].job_id
                 for place in places
-                if not self._is_finite(works[place], decision.slices[place].last)
+                if not self._partials.is_finite(works[place], decision.slices[place].last)
             ]
             if not is_stage_finite and not bad and len(ids) == 1:
                 bad = ids
@@ -227,12 +193,6 @@ class Trainer:
             if bad or not is_stage_finite:
                 repeats.update(job_id for job_id in ids if job_id not in failures)
         return Outcome(failures, frozenset(repeats) if decision.backward else frozenset())
-
-    def _is_finite(self, work: PassWork, last_unit: int) -> bool:
-        partial = self._partials[work.origin.dispatch_id]
-        unit = work.units[last_unit - 1]
-        done = int(work.lengths[: unit.last_datum].sum())
-        return bool(np.isfinite(partial.loss) and np.isfinite(partial.logprobs[:done]).all())
 
     def _commit(
         self,
@@ -251,3 +211,11 @@ class Trainer:
                 one.num_calls += 1
                 one.num_tokens += len(work.tokens)
         self._store.commit(*(one.run for one in ended.values()))
+
+
+def _on_host(result: HeadResult) -> StepOutputs:
+    return StepOutputs(
+        logprobs=result.logprobs_T.cpu().numpy(),
+        losses=result.losses_T.cpu().numpy(),
+        soft_logprobs=result.soft_logprobs_M.cpu().numpy(),
+    )

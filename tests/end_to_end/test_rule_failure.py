@@ -20,7 +20,8 @@ from weft.engine.adapters.optimizer import step as optimizer_step
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.model import decoder as model
 from weft.engine.worker import optimizing
-from weft.engine.worker.commands import Assembler, PassWork
+from weft.engine.worker.assembler import Assembler
+from weft.engine.worker.commands import PassWork
 from weft.engine.worker.scheduler import Passes
 from weft.engine.worker.train import Outcome, Trainer
 

@@ -67,11 +67,11 @@ def train_step(
         linears,
     )
     head = Head(model.head, len(model.sites) - 1, chunk_rows=chunk_rows)
-    logprobs_T, _, dhidden_TD = head.forward_backward(hidden_TD.detach(), losses, linears)
-    torch.autograd.backward(hidden_TD, dhidden_TD)
+    result = head.forward_backward(hidden_TD.detach(), losses, linears)
+    torch.autograd.backward(hidden_TD, result.dhidden_TD)
     linears.flush()
     store.commit(*(run for run in runs if run is not None))
-    return logprobs_T
+    return result.logprobs_T
 
 
 def peft_name(site: str, half: str) -> str:

@@ -10,7 +10,7 @@ from plain_losses import CONFIGS, plain_losses, random_inputs
 from torch import Tensor
 
 from weft.client.losses import LOSSES
-from weft.engine.adapters.head import Head
+from weft.engine.adapters.head import Head, HeadResult
 from weft.engine.adapters.lora import LoraLinears
 from weft.engine.adapters.losses import LossBatch
 from weft.engine.adapters.store import AdapterStore, Run
@@ -59,10 +59,20 @@ def make_case(units: list[tuple[Run | None, int]], seed: int = 0, idle: float = 
 
 @dataclass
 class Outcome:
-    logprobs_T: Tensor
-    losses_T: Tensor
-    dhidden_TD: Tensor
+    result: HeadResult
     gradients: list[dict[str, Tensor]]
+
+    @property
+    def logprobs_T(self) -> Tensor:
+        return self.result.logprobs_T
+
+    @property
+    def losses_T(self) -> Tensor:
+        return self.result.losses_T
+
+    @property
+    def dhidden_TD(self) -> Tensor:
+        return self.result.dhidden_TD
 
 
 def run_head(
@@ -73,10 +83,10 @@ def run_head(
     losses, linears = bind(store, case, is_deterministic)
     store.begin(*runs)
     head = Head(base, UNEMBED, chunk_rows=chunk_rows)
-    outputs = head.forward_backward(case.hidden_TD, losses, linears)
+    result = head.forward_backward(case.hidden_TD, losses, linears)
     linears.flush()
     store.commit(*runs)
-    return Outcome(*outputs, [gradient_matrices(store, run) for run in runs])
+    return Outcome(result, [gradient_matrices(store, run) for run in runs])
 
 
 def bind(
@@ -199,9 +209,9 @@ def test_forward_gives_the_bits_of_forward_backward_and_no_gradient() -> None:
     before = gradient_matrices(store, run)
     losses, linears = bind(store, case)
     head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=32)
-    logprobs_T, losses_T = head.forward(case.hidden_TD, losses, linears)
-    assert torch.equal(logprobs_T, outcome.logprobs_T)
-    assert torch.equal(losses_T, outcome.losses_T)
+    result = head.forward(case.hidden_TD, losses, linears)
+    assert torch.equal(result.logprobs_T, outcome.logprobs_T)
+    assert torch.equal(result.losses_T, outcome.losses_T)
     assert torch.equal(gradient_matrices(store, run)["lm_head.lora_b"], before["lm_head.lora_b"])
 
 
@@ -211,7 +221,7 @@ def test_forward_alone_gives_the_losses_of_gspo() -> None:
     case.loss_fns = ["gspo", "ppo"]
     losses, linears = bind(store, case)
     head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=32)
-    _, losses_T = head.forward(case.hidden_TD, losses, linears)
+    losses_T = head.forward(case.hidden_TD, losses, linears).losses_T
     # the ratio comes from another pass, whose chunks hold other rows
     torch.testing.assert_close(losses_T, run_head(store, case).losses_T, rtol=1e-6, atol=1e-6)
 
@@ -223,10 +233,10 @@ def test_a_unit_without_loss_function_is_left_out() -> None:
     losses, linears = bind(store, case)
     losses.is_scored_host[10:] = False
     head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=16)
-    logprobs_T, losses_T, dhidden_TD = head.forward_backward(case.hidden_TD, losses, linears)
-    assert not logprobs_T[10:].any()
-    assert not losses_T[10:].any()
-    assert not dhidden_TD[10:].any()
+    result = head.forward_backward(case.hidden_TD, losses, linears)
+    assert not result.logprobs_T[10:].any()
+    assert not result.losses_T[10:].any()
+    assert not result.dhidden_TD[10:].any()
 
 
 @pytest.mark.parametrize("counts", [(16, 16, 16), (9, 40, 3)], ids=["whole", "padded"])
@@ -311,13 +321,14 @@ def test_bfloat16_hidden_states_have_float32_logprobs() -> None:
     losses, linears = bind(store, case)
     store.begin(run)
     base = DenseLinear(make_bases((UNEMBED,))[0].weight_OD.bfloat16())
-    outputs = Head(base, UNEMBED, chunk_rows=16).forward_backward(case.hidden_TD, losses, linears)
+    result = Head(base, UNEMBED, chunk_rows=16).forward_backward(case.hidden_TD, losses, linears)
     linears.flush()
-    assert [out.dtype for out in outputs] == [torch.float32, torch.float32, torch.bfloat16]
+    assert result.logprobs_T.dtype == result.losses_T.dtype == torch.float32
+    assert result.dhidden_TD.dtype == torch.bfloat16
     exact = case.hidden_TD.double() @ base.weight_OD.double().t()
     expected = target_logprobs(exact, torch.from_numpy(case.targets))[20:]
     # bfloat16 logits of size up to 4 are known to 2 ** -7
-    torch.testing.assert_close(outputs[0][20:].double(), expected, rtol=0, atol=3e-2)
+    torch.testing.assert_close(result.logprobs_T[20:].double(), expected, rtol=0, atol=3e-2)
 
 
 def test_a_chunk_size_that_breaks_row_tiles_is_refused() -> None:

@@ -32,7 +32,7 @@ def test_capped_logits_and_their_gradients_equal_autograd(chunk_rows: int) -> No
     linears = LoraLinears(store, [run.version], [run], [ROWS])
     store.begin(run)
     head = Head(base, UNEMBED, chunk_rows=chunk_rows, softcap=SOFTCAP)
-    logprobs_T, _, dhidden_TD = head.forward_backward(hidden_TD, losses, linears)
+    result = head.forward_backward(hidden_TD, losses, linears)
     linears.flush()
     store.commit(run)
 
@@ -41,13 +41,15 @@ def test_capped_logits_and_their_gradients_equal_autograd(chunk_rows: int) -> No
     logits_TV = lora_linear(exact, base.weight_OD, None, [ROWS], [adapter])
     capped_TV = SOFTCAP * torch.tanh(logits_TV / SOFTCAP)
     expected_T = target_logprobs(capped_TV, torch.from_numpy(targets))
-    torch.testing.assert_close(logprobs_T.double(), expected_T.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        result.logprobs_T.double(), expected_T.detach(), rtol=1e-5, atol=1e-5
+    )
     assert float(logits_TV.detach().abs().max()) > 2 * SOFTCAP
     torch.autograd.backward(-(torch.from_numpy(weights).double() * expected_T).sum())
     found = gradient_matrices(store, run)
     assert adapter is not None
     for mine, leaf in (
-        (dhidden_TD, exact),
+        (result.dhidden_TD, exact),
         (found[f"{SITES[UNEMBED].name}.lora_a"], adapter.lora_a),
         (found[f"{SITES[UNEMBED].name}.lora_b"], adapter.lora_b),
     ):

@@ -111,10 +111,9 @@ def trainer_logprobs(
             PackedAttention(np.cumsum([0, *counts])),
             linears,
         )
-        logprobs_T, _ = Head(bench.model.head, len(bench.model.sites) - 1).forward(
-            hidden_TD, losses, linears
-        )
-    rows = zip(torch.split(logprobs_T, counts), answers, strict=True)
+        head = Head(bench.model.head, len(bench.model.sites) - 1)
+        result = head.forward(hidden_TD, losses, linears)
+    rows = zip(torch.split(result.logprobs_T, counts), answers, strict=True)
     return torch.cat([logprobs[-len(new) :] for logprobs, new in rows])
 
 

@@ -22,7 +22,7 @@ from weft.client.messages import (
     Request,
     Withdraw,
 )
-from weft.engine.adapters.head import Head
+from weft.engine.adapters.head import Head, HeadResult
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.files.store import CheckpointFiles
 from weft.engine.model.decoder import Decoder
@@ -157,7 +157,7 @@ def passed(
         loss_fn="cross_entropy",
         loss_fn_config={},
         forward_only=forward_only,
-        part_tokens=(total,),
+        part_outputs=(total,),
         tokens=tokens,
         lengths=np.array(lengths, np.int32),
         targets=np.roll(tokens, -1),
@@ -195,7 +195,7 @@ def test_a_run_withdrawn_in_the_middle_of_a_command_leaves_nothing(
     monkeypatch.setattr(bench.trainer, "step", step)
     bench.put(create(1, "r"), create(2, "other"), passed(3, "r"), passed(4, "r"))
     assert bench.run() == {1: "done", 2: "done", 3: "cancelled", 4: "cancelled"}
-    assert bench.trainer._partials == {}
+    assert len(bench.trainer._partials) == 0
     assert bench.store.states.blocks.take(1) == free
 
 
@@ -204,12 +204,12 @@ def test_a_forward_that_is_not_finite_leaves_no_partial_result(
 ) -> None:
     def forward(self: Head, hidden_TD: torch.Tensor, *rest: Any) -> Any:
         blank = torch.full((len(hidden_TD),), torch.nan)
-        return blank, blank
+        return HeadResult(blank, blank, blank[:0], blank[:0])
 
     monkeypatch.setattr(Head, "forward", forward)
     bench.put(create(1, "r"), passed(2, "r", forward_only=True))
     assert bench.run() == {1: "done", 2: "non_finite"}
-    assert bench.trainer._partials == {}
+    assert len(bench.trainer._partials) == 0
 
 
 def test_an_optimizer_step_without_memory_fails_its_run_and_no_other(

@@ -67,7 +67,7 @@ def trainer(
                 loss_fn="cross_entropy",
                 loss_fn_config={},
                 forward_only=False,
-                part_tokens=(TOKENS,),
+                part_outputs=(TOKENS,),
                 tokens=tokens,
                 lengths=np.array([TOKENS], np.int32),
                 targets=np.roll(tokens, -1),

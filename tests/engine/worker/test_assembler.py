@@ -9,7 +9,8 @@ from weft.client import wire
 from weft.client.arrays import pack_arrays
 from weft.client.errors import BadRequest
 from weft.client.messages import Dispatch, ForwardBackward, OptimStep, Sample
-from weft.engine.worker.commands import Assembler, CommandWork, ModelLimits, PassWork, SampleWork
+from weft.engine.worker.assembler import Assembler
+from weft.engine.worker.commands import CommandWork, ModelLimits, PassWork, SampleWork
 
 RUN = "0" * 32 + ":train:0"
 DISPATCH = Dispatch(dispatch_id=5, lease_epoch=1, lane="local/s")
@@ -83,7 +84,7 @@ def test_parts_are_joined_in_order_once_all_are_there() -> None:
     work = assembler.add(DISPATCH, *call(second, num_parts=2, part=1))
     assert isinstance(work, PassWork)
     assert work.tokens.tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
-    assert work.part_tokens == (6, 6)
+    assert work.part_outputs == (6, 6)
 
 
 def test_a_bad_part_refuses_the_whole_call_at_its_end_and_leaves_nothing() -> None:
