@@ -93,6 +93,7 @@ class ServiceClient:
                     width=card.width,
                     runs_on=card.runs_on,
                     targets=card.targets,
+                    notes=card.notes,
                 )
                 for card in cards
             ]

@@ -382,6 +382,8 @@ class SupportedModel:
     width: int = 0  # of the hidden states; 0 when it is not known
     runs_on: str = "native"  # Weft's modelling code, or "packed" or "sequential" in transformers'
     targets: list[str] = field(default_factory=list[str])  # what can be adapted: attn, mlp, unembed
+    notes: list[str] = field(default_factory=list[str])
+    """What is less than one may expect, and why: a short context, weights that stay frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)

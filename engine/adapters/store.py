@@ -10,7 +10,9 @@ Touched only by the compute thread.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import count
+from operator import or_
 
 import numpy as np
 import torch
@@ -83,6 +85,7 @@ class AdapterStore:
         self.device = torch.device(device)
         self.dtype = dtype
         self.layout = layout_of(self.sites)
+        self.targets = Targets(reduce(or_, self.layout.families))  # what the model has sites for
         granule = self.layout.granule
         num_state = state_bytes // (NUM_PLANES * granule * 4)
         num_weights = max(1, weights_bytes // (granule * dtype.itemsize))
@@ -412,6 +415,11 @@ class AdapterStore:
             raise BadRequest(f"alpha is {alpha}; it must be positive and finite")
         if not targets:
             raise BadRequest("train_attn, train_mlp and train_unembed are all false")
+        if missing := targets & ~self.targets:
+            raise BadRequest(
+                f"this model has no linears of {missing.name} that can be adapted, only of "
+                f"{self.targets.name}"
+            )
         return self.layout.block_size(rank, targets)
 
     def _check_tensors(

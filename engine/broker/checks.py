@@ -122,7 +122,8 @@ def _check_pass(header: ForwardBackward) -> None:
     find_loss(header.loss_fn)
     if not 0 <= header.part < header.num_parts:
         raise BadRequest(f"part {header.part} of {header.num_parts}", "malformed")
-    if header.num_datums < 1 or header.num_tokens < header.num_datums:
+    has_more_targets = header.part > 0 and header.num_datums == header.num_tokens == 0
+    if not has_more_targets and not 1 <= header.num_datums <= header.num_tokens:
         counts = f"{header.num_datums} datums of {header.num_tokens} tokens"
         raise BadRequest(f"a part with {counts}")
 
@@ -142,6 +143,12 @@ def _check_create(books: Books, session: Session, header: CreateRun) -> None:
         raise BadRequest(f"rank is {header.rank}, not 1 to {max_rank}")
     if not (header.train_attn or header.train_mlp or header.train_unembed):
         raise BadRequest("a run needs at least one of train_attn, train_mlp, train_unembed")
+    for family in ("attn", "mlp", "unembed"):
+        if card and getattr(header, f"train_{family}") and family not in card.targets:
+            raise BadRequest(
+                f"{card.name!r} has no {family} linears that can be adapted (train_{family}); "
+                f"it has {', '.join(card.targets)}"
+            )
 
 
 def _card(books: Books, model: str) -> ModelCard | None:

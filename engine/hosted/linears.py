@@ -181,10 +181,9 @@ def head_site(module: Any) -> Site:
 
 
 def summary(frozen: dict[str, str]) -> list[str]:
-    """One line for each kind of frozen part, its layers as one: `model.layers.*.mlp.gate (router)`."""
-    lines = (
-        f"{re.sub(r'(?<=[.])[0-9]+(?=[.]|$)', '*', name)} ({why})" for name, why in frozen.items()
-    )
+    """A line for each kind of frozen part: `frozen: model.layers.*.mlp.gate (router)`."""
+    number = re.compile(r"(?<=[.])[0-9]+(?=[.]|$)")
+    lines = (f"frozen: {number.sub('*', name)} ({why})" for name, why in frozen.items())
     return list(dict.fromkeys(lines))
 
 

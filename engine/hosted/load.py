@@ -18,6 +18,7 @@ from .sequence_check import check_sequential
 
 log = logging.getLogger(__name__)
 
+_MAX_NOTES = 16  # lines that users are shown
 _NOT_ONCE = "not called once for all rows of a pass"
 
 
@@ -50,22 +51,25 @@ def load_hosted(
     module.set_submodule(last.name, HeadInput(module.get_output_embeddings()))
     swapped = Swapped(module, candidates, frozen)
     swapped.keep(reference.clean, _NOT_ONCE)
-    parts = Parts(module, facts, [], head, reference.scale, reference.softcap, [])
+    parts = Parts(module, facts, [], head, reference.scale, reference.softcap)
     model: PackedModel | SequentialHosted
+    slow = ""
     try:
         if is_deterministic:
             raise Unpackable("deterministic mode")
         parts.sites = [*swapped.sites(), last]
         model, reached = try_packing(parts, reference, probes)
     except Unpackable as reason:
-        log.info("%s runs a sequence at a time: %s", directory.name, reason)
+        slow = f"computed a sequence at a time: {reason}"
         swapped.keep(reference.clean_cached, _NOT_ONCE)
         parts.sites = [*swapped.sites(), last]
         model, reached = check_sequential(parts, reference, probes)
-    names = {model.sites[index].name for index in reached}
-    swapped.keep(names, "the output does not depend on it")
+    swapped.keep({model.sites[index].name for index in reached}, "the output ignores it")
     model.sites[:] = [*swapped.sites(), last]
-    model.frozen[:] = summary(frozen)
-    for line in model.frozen:
-        log.info("%s: frozen: %s", directory.name, line)
+    lines = [slow] * bool(slow) + summary(frozen)
+    for line in lines:
+        log.info("%s: %s", directory.name, line)
+    model.notes += lines[:_MAX_NOTES]
+    if len(lines) > _MAX_NOTES:
+        model.notes.append(f"and {len(lines) - _MAX_NOTES} more, in the worker's log")
     return model

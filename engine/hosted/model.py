@@ -5,7 +5,7 @@ T tokens of a batch, L tokens of one sequence, D model width.
 
 import copy
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,6 @@ class Parts:
     head: DenseLinear
     scale: float  # of hidden states before the head
     softcap: float
-    frozen: list[str]  # what carries no adapter, and why
 
 
 class _Hosted:
@@ -43,8 +42,13 @@ class _Hosted:
         self.sites = list(parts.sites)
         self.head = parts.head
         self.logit_softcap = parts.softcap
-        self.frozen = parts.frozen
+        self.notes = [parts.facts.context_note] if parts.facts.context_note else []
         self.device, self.dtype = parts.head.weight_OD.device, parts.head.weight_OD.dtype
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All tensors of the module, shared ones once."""
+        yield from self._module.parameters()
+        yield from self._module.buffers()
 
     def _hidden(self, forward_pass: Pass) -> Tensor:
         if forward_pass.hidden_TD is None:

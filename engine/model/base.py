@@ -61,6 +61,10 @@ class BaseModel(Protocol):
         """ "native", "packed" or "sequential"; see `ModelCard`."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What is less than one may expect of the model, and why."""
+
+    @property
     def sites(self) -> Sequence[Site]:
         """Where adapters can sit, in order; the unembedding is the last."""
 

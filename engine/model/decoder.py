@@ -60,6 +60,7 @@ class Decoder:
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], row_tile: int = 0) -> None:
         self.config = config
+        self.notes = [config.context_note] if config.context_note else []
         self.sites = config.sites()
         self.embed = weights["model.embed_tokens.weight"]
         self.device, self.dtype = self.embed.device, self.embed.dtype

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..hosted.checkpoint import read_config
 from ..model.config import ModelConfig
-from ..model.errors import NotBuilt
 from ..model.fields import read_json, token_ids
+from ..worker.base_models import why_not_native
 from .record import Check, passed
 
 
@@ -32,14 +32,8 @@ def read_facts(directory: Path, modelling: str) -> Facts:
         NotFound, BadRequest: a file is missing, damaged, or for no causal language model.
     """
     fields = read_json(directory / "config.json")
-    native, reason = None, "transformers' modelling code was asked for"
-    if modelling != "transformers":
-        try:
-            native, reason = ModelConfig.from_directory(directory), ""
-        except NotBuilt as error:
-            if modelling == "native":
-                raise
-            reason = str(error)
+    reason = why_not_native(directory, modelling)
+    native = None if reason else ModelConfig.from_directory(directory)
     if native is not None:
         model_type, vocab_size = native.model_type, native.vocab_size
     else:

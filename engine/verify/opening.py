@@ -1,18 +1,16 @@
-"""Open a base model for the probes, and a generator small enough to stand beside it."""
+"""Rows about the opened base model, and a generator small enough to stand beside it."""
 
 from pathlib import Path
 
-import torch
-
 from ..adapters.store import AdapterStore
-from ..hosted.load import load_hosted
 from ..hosted.model import PackedModel, SequentialHosted
 from ..model.base import BaseModel
-from ..model.decoder import Decoder
 from ..sampling.base_generator import BaseGenerator
 from ..sampling.generate import Generator
 from ..sampling.kv_cache import KVCache
 from ..sampling.sequential import SequentialGenerator
+from ..worker.config import WorkerConfig
+from ..worker.planning import Wishes, plan_hosted, plan_native
 from .record import Check, passed
 
 _PAGE_SIZE = 16  # tokens
@@ -25,7 +23,7 @@ def open_generator(model: BaseModel) -> BaseGenerator:
     store = AdapterStore(
         model.sites, device=model.device, dtype=model.dtype, state_bytes=0, weights_bytes=0
     )
-    if model.runs_on == "sequential":
+    if isinstance(model, SequentialHosted):
         return SequentialGenerator(model, store, state_bytes=_STATE_BYTES)
     cache = KVCache(
         model.config,
@@ -35,15 +33,6 @@ def open_generator(model: BaseModel) -> BaseGenerator:
         dtype=model.dtype,
     )
     return Generator(model, store, cache)
-
-
-def open_model(
-    directory: Path, is_native: bool, device: torch.device, dtype: torch.dtype
-) -> BaseModel:
-    """The model as a worker opens it; raises WeftError when it cannot be run."""
-    if is_native:
-        return Decoder.load(directory, device=device, dtype=dtype)
-    return load_hosted(directory, device=device, dtype=dtype)
 
 
 def check_model(model: BaseModel) -> Check:
@@ -57,6 +46,22 @@ def check_model(model: BaseModel) -> Check:
         f"{config.num_layers} layers, {config.vocab_size} tokens, context {config.max_context}; "
         f"linears that take adapters: {trained}"
     )
-    if isinstance(model, PackedModel | SequentialHosted) and model.frozen:
-        detail += f"; frozen: {', '.join(model.frozen)}"
-    return passed("model", f"runs on {model.runs_on}", detail)
+    return passed("model", f"runs on {model.runs_on}", "; ".join([detail, *model.notes]))
+
+
+def check_memory(model: BaseModel, directory: Path, granted_bytes: int) -> Check:
+    """The memory plan of a worker on this device, which a server would refuse without."""
+    wishes = Wishes(granted_bytes, model.dtype, WorkerConfig.batch_tokens)
+    if isinstance(model, PackedModel | SequentialHosted):
+        plan = plan_hosted(wishes, directory, model)
+    else:
+        plan = plan_native(wishes, directory)
+    adapters = plan.adapter_state + plan.adapter_weights + plan.adapter_workspace
+    parts = {"adapters": adapters, "activations": plan.activations, "keys and values": plan.kv}
+    shares = ", ".join(f"{name} {size / 1e9:.2g}" for name, size in parts.items())
+    return passed(
+        "memory",
+        f"weights {plan.weights / 1e9:.2g} of {granted_bytes / 1e9:.3g} GB",
+        f"{shares} GB: train batches of {plan.batch_tokens} tokens, one example of at most "
+        f"{min(plan.max_datum_tokens, model.config.max_context)}",
+    )

@@ -150,7 +150,8 @@ class Reference:
 def _add_adapter(
     lora_a: Tensor, lora_b: Tensor, scale: float, module: Any, inputs: Any, output: Tensor
 ) -> Tensor:
-    return output + scale * (inputs[0] @ lora_a.T @ lora_b.T)
+    delta: Tensor = inputs[0] @ lora_a.T @ lora_b.T
+    return output + scale * delta
 
 
 @contextmanager

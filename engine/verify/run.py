@@ -18,13 +18,15 @@ from typing import Any
 import torch
 
 from ...client.errors import WeftError
-from ..worker.loading import choose_device, choose_dtype, load_tokenizer
+from ..worker.base_models import open_model
+from ..worker.devices import choose_device, choose_dtype, granted_bytes
+from ..worker.loading import load_tokenizer
 from ..worker.model_names import ModelSource, check_files, find_model
 from . import files
 from .comparisons import Comparison, Gradients, Greedy, Logits, Side
 from .facts import Facts, check_config, read_facts
 from .isolation import check_isolation
-from .opening import check_model, open_generator, open_model
+from .opening import check_memory, check_model, open_generator
 from .probes import make_pool
 from .record import Check, failed, failure, guarded, skipped
 from .reference import Reference, has_peft
@@ -32,7 +34,7 @@ from .speed import measure_speed
 from .tokens import check_ends, check_template, check_tokenizer
 from .training import make_tenants
 
-_NUMBERS = ("model", "isolation", "throughput", "logits", "greedy", "gradients")
+_NUMBERS = ("model", "memory", "isolation", "throughput", "logits", "greedy", "gradients")
 _POOL_TOKENS = 256
 
 
@@ -64,7 +66,7 @@ def verify(config: VerifyConfig, report: Callable[[Check], None]) -> list[Check]
         for name in _NUMBERS:
             rows.add(skipped(name, "not computed from damaged files"))
         return rows.checks
-    machine = Machine(source.directory, facts.native is not None, device, dtype)
+    machine = Machine(source.directory, config.modelling, device, dtype)
     _check_numbers(rows, machine, tokenizer)
     return rows.checks
 
@@ -96,7 +98,7 @@ class Machine:
     """Where and how the numbers are computed."""
 
     directory: Path
-    is_native: bool
+    modelling: str
     device: torch.device
     dtype: torch.dtype
 
@@ -167,14 +169,18 @@ def _our_side(
     rows: Rows, machine: Machine, tokenizer: Any | None, comparisons: list[Comparison]
 ) -> list[Comparison]:
     """Our part of everything; returns what the reference is wanted for."""
+    granted = granted_bytes(0, machine.device)
     try:
-        model = open_model(machine.directory, machine.is_native, machine.device, machine.dtype)
+        model = open_model(
+            machine.directory, machine.modelling, device=machine.device, dtype=machine.dtype
+        )
     except WeftError as error:
         rows.add(failed("model", str(error)))
         for name in _NUMBERS[1:]:
             rows.add(skipped(name, "the model cannot be opened"))
         return []
     rows.add(check_model(model))
+    rows.run("memory", lambda: check_memory(model, machine.directory, granted))
     pool = make_pool(tokenizer, model.config.vocab_size, _POOL_TOKENS)
     side = Side(model, open_generator(model), tokenizer, make_tenants(model.sites, pool))
     rows.run("isolation", lambda: check_isolation(side))

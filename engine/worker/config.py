@@ -8,6 +8,7 @@ from ...client.errors import BadRequest
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda")
+MODELLING = ("auto", "native", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,7 @@ class WorkerConfig:
     model: str  # weft/tiny, a directory, or a name on the hub
     device: str = ""  # "" takes cuda when there is one
     dtype: str = ""  # "" is float32 on a CPU and bfloat16 on a GPU
+    modelling: str = "auto"  # our own decoder where it is built for the model; native, transformers
     is_deterministic: bool = False
     trace: str = ""  # file to write, "" for none
     state_dir: str  # where saved states lie
@@ -32,6 +34,8 @@ class WorkerConfig:
             raise BadRequest(f"device is {self.device!r}, not one of {', '.join(DEVICES)}")
         if self.dtype not in ("", *DTYPES):
             raise BadRequest(f"dtype is {self.dtype!r}, not one of {', '.join(DTYPES)}")
+        if self.modelling not in MODELLING:
+            raise BadRequest(f"modelling is {self.modelling!r}, not one of {', '.join(MODELLING)}")
         for name in ("batch_tokens", "unit_tokens"):
             if getattr(self, name) < 1:
                 raise BadRequest(f"{name} is {getattr(self, name)}; it must be at least 1")
