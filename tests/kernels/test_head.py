@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from weft.kernels.head import subtract_one_hot_, target_logprobs_
-from weft.kernels.reference import target_logprobs
+from weft.kernels.head import (
+    many_target_logprobs_,
+    subtract_one_hot_,
+    subtract_soft_targets_,
+    target_logprobs_,
+)
+from weft.kernels.reference import soft_target_loss, target_logprobs
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
@@ -37,3 +42,37 @@ def test_a_non_finite_row_leaves_the_others() -> None:
     clean, other = (target_logprobs_(logits, targets_C) for logits in (logits_CV, spoiled))
     assert torch.equal(clean[::2], other[::2])
     assert torch.isnan(other[1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_rows_with_several_targets_equal_the_oracle_and_leave_the_others_their_bits(
+    scale: float,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits_CV = torch.randn(6, 333, generator=generator) * scale
+    targets_C = torch.tensor([5, 0, 9, 0, 0, 332])
+    several = {1: [(3, 0.5), (7, -0.25)], 3: [(0, 2.0)], 4: [(1, 1.0), (2, -1.0), (332, 0.5)]}
+    pairs = [(row, *pair) for row, listed in several.items() for pair in listed]
+    rows_P, pulled_P = (torch.tensor([pair[index] for pair in pairs]) for index in (0, 1))
+    weights_P = torch.tensor([weight for *_, weight in pairs])
+    one_hots_C, totals_C = torch.full((6,), -1.0), torch.ones(6)
+    for row, listed in several.items():
+        one_hots_C[row], totals_C[row] = 0, sum(weight for _, weight in listed)
+    leaf = logits_CV.double().requires_grad_()
+    loss = soft_target_loss(leaf, [several.get(row, []) for row in range(6)])
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    alone = logits_CV.clone()
+    expected_C, shares_CV = target_logprobs_(alone, targets_C), alone
+    logprobs_C, logprobs_P = many_target_logprobs_(logits_CV, targets_C, rows_P, pulled_P)
+    assert torch.equal(logprobs_C, expected_C)
+    exact = leaf.detach().log_softmax(1)[rows_P, pulled_P]
+    torch.testing.assert_close(logprobs_P.double(), exact, rtol=1e-6, atol=3e-7 * scale)
+    found = subtract_soft_targets_(
+        logits_CV, targets_C, one_hots_C, totals_C, (rows_P, pulled_P, weights_P)
+    )
+    single = [row for row in range(6) if row not in several]
+    assert torch.equal(found[single], subtract_one_hot_(shares_CV, targets_C)[single])
+    chosen = list(several)
+    torch.testing.assert_close(
+        found[chosen].double(), gradient[chosen], rtol=1e-5, atol=3e-7 * scale
+    )

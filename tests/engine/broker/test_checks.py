@@ -155,6 +155,13 @@ def test_a_bad_part_is_refused(fields: dict[str, Any]) -> None:
     assert dispatched(bench.say(optim_step(2))) == [("optim_step", 2)]
 
 
+def test_a_later_part_may_hold_nothing_but_targets() -> None:
+    bench = ready_bench()
+    more = {"num_parts": 2, "part": 1, "num_datums": 0, "num_tokens": 0}
+    assert told(bench.say(forward_backward(1, num_parts=2))) == []
+    assert dispatched(bench.say(forward_backward(1, **more))) == [("forward_backward", 1)] * 2
+
+
 def test_number_0_is_for_create_run_only() -> None:
     bench = CoreBench()
     bench.hello()

@@ -184,6 +184,104 @@ def test_an_input_that_the_client_should_have_filled_in_is_missed() -> None:
         Assembler(LIMITS).add(DISPATCH, *call(named, loss_fn="gspo"))
 
 
+SOFT: dict[str, np.ndarray] = {
+    "tokens": np.arange(3, dtype=np.int32),
+    "lengths": np.array([2, 1], np.int32),
+    "target_counts": np.array([2, 0, 1], np.int32),
+    "target_tokens": np.array([5, 6, 7], np.int32),
+    "weights": np.array([0.5, 0.25, 2.0], np.float32),
+}
+
+
+def soft_call(
+    changes: Mapping[str, np.ndarray] | None = None, **fields: Any
+) -> tuple[ForwardBackward, list[memoryview]]:
+    return call({**SOFT, **(changes or {})}, **{"num_tokens": 3, **fields})
+
+
+def test_tokens_may_have_any_number_of_targets() -> None:
+    work = Assembler(LIMITS).add(DISPATCH, *soft_call())
+    assert isinstance(work, PassWork)
+    assert work.part_outputs == (3,)
+    assert work.targets.tolist() == [0, 0, 7]
+    assert work.inputs["weights"].tolist() == [0, 0, 2]
+    assert work.soft is not None
+    assert work.soft.targets.tolist() == [5, 6]
+    assert work.outputs(slice(0, 2)) == slice(0, 2)
+    assert work.outputs(slice(2, 3)) == slice(2, 3)
+
+
+def test_further_targets_of_a_datum_may_come_in_a_part_of_their_own() -> None:
+    assembler = Assembler(LIMITS)
+    first = {"target_tokens": SOFT["target_tokens"][:1], "weights": SOFT["weights"][:1]}
+    assert assembler.add(DISPATCH, *soft_call(first, num_parts=2)) is None
+    rest = {name: column[1:] for name, column in SOFT.items() if name in first}
+    rest |= {name: SOFT[name][:0] for name in ("tokens", "lengths", "target_counts")}
+    more = soft_call(rest, num_parts=2, part=1, num_tokens=0, num_datums=0)
+    work = assembler.add(DISPATCH, *more)
+    assert isinstance(work, PassWork)
+    assert work.part_outputs == (1, 2)
+    assert work.soft is not None
+    assert work.soft.weights.tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields", "message"),
+    [
+        pytest.param(
+            {"target_counts": np.array([2, 1, 1], np.int32)}, {}, "tokens has 3 elements", id="few"
+        ),
+        pytest.param(
+            {"target_counts": np.array([3, -1, 1], np.int32)}, {}, "lie in 0 .. 1024", id="negative"
+        ),
+        pytest.param(
+            {"target_counts": np.array([2, 0, 1025], np.int32)}, {}, "not 0 .. 1025", id="wide"
+        ),
+        pytest.param(
+            {"target_counts": np.array([2, 1], np.int32)}, {}, "not one int32 for each", id="short"
+        ),
+        pytest.param(
+            {"target_counts": np.array([2, 0, 1], np.float32)}, {}, "not one int32", id="floats"
+        ),
+        pytest.param({"weights": np.ones(3, np.float32)[:2]}, {}, "weights has 2", id="weights"),
+        pytest.param(
+            {"target_tokens": np.array([5, 6, 100], np.int32)}, {}, "lie in 0 .. 99", id="token"
+        ),
+        pytest.param(
+            {"weights": np.array([1, np.inf, 1], np.float32)}, {}, "not finite", id="infinite"
+        ),
+        pytest.param(
+            {name: column[:0] for name, column in SOFT.items()},
+            {"num_tokens": 0, "num_datums": 0},
+            "a datum is empty",
+            id="nothing",
+        ),
+    ],
+)
+def test_bad_targets_are_refused_by_name(
+    changes: dict[str, np.ndarray], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        Assembler(LIMITS).add(DISPATCH, *soft_call(changes, **fields))
+
+
+def test_a_part_whose_answer_would_be_too_large_is_refused() -> None:
+    many = {
+        "target_counts": np.full(3, 1000, np.int32),
+        "target_tokens": np.ones(250_001, np.int32),
+        "weights": np.ones(250_001, np.float32),
+    }
+    with pytest.raises(BadRequest, match="250001 targets, at most 250000") as caught:
+        Assembler(LIMITS).add(DISPATCH, *soft_call(many))
+    assert caught.value.code == "too_large"
+
+
+def test_losses_other_than_cross_entropy_take_one_target() -> None:
+    named = {**SEQUENCE, "target_counts": np.ones(6, np.int32)}
+    with pytest.raises(BadRequest, match="gspo takes no input 'target_counts'"):
+        Assembler(LIMITS).add(DISPATCH, *call(named, loss_fn="gspo"))
+
+
 def test_a_datum_over_the_budget_is_refused_with_the_number() -> None:
     long = {
         "tokens": np.zeros(17, np.int32),
