@@ -89,9 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", help="check a model against independent code")
     verify.add_argument("model", help="a directory, a name on the hub, or weft/tiny")
-    for name in ("device", "dtype"):
+    for name, default in (("device", ""), ("dtype", ""), ("modelling", "auto")):
         text, extra = WORKER_HELPS[name]
-        verify.add_argument(f"--{name}", default="", help=text, **extra)
+        verify.add_argument(f"--{name}", default=default, help=text, **extra)
     verify.add_argument("--json", metavar="FILE", default="", help="write the table there, too")
     verify.set_defaults(run=run_verify)
 
@@ -207,6 +207,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
+        modelling=arguments.modelling,
     )
     checks = verify(config, lambda check: print("\n".join(lines_of(check)), flush=True))
     print(summary_of(checks))

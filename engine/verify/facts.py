@@ -64,6 +64,4 @@ def check_config(facts: Facts) -> Check:
     )
     if biases:
         detail += f", biases on {', '.join(biases)}"
-    if config.context_note:
-        detail += f". {config.context_note}"
     return passed("config", f"{facts.model_type}, native, context {config.max_context}", detail)

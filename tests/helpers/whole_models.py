@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from random_models import save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 TINY = Path(__file__).resolve().parents[2] / "engine" / "tiny"
 VOCABULARY = 320
@@ -47,3 +49,15 @@ def edit_tensor(path: Path, name: str, change: Callable[[Tensor], Tensor | None]
             save_file(tensors | ({} if changed is None else {name: changed}), file)
             return
     raise KeyError(name)
+
+
+def save_whole_hosted(path: Path, config: Any) -> None:
+    """A random model of any architecture of transformers with this vocabulary, and a tokenizer."""
+    model = AutoModelForCausalLM.from_config(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(path)
+    add_tokenizer(path)

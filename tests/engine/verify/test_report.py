@@ -55,7 +55,7 @@ def test_the_command_prints_the_table_and_answers_1_when_a_row_fails(
     options = ["--device", "cpu", "--json", str(tmp_path / "out.json")]
 
     assert main(["verify", str(tmp_path), *options]) == 0
-    assert capsys.readouterr().out.endswith("13 passed, 0 failed, 0 skipped\n")
+    assert capsys.readouterr().out.endswith("14 passed, 0 failed, 0 skipped\n")
     edit_tensor(tmp_path, "model.norm.weight", lambda tensor: tensor / 0)
 
     assert main(["verify", str(tmp_path), *options]) == 1

@@ -32,6 +32,7 @@ ROWS = [
     "end tokens",
     "chat template",
     "model",
+    "memory",
     "isolation",
     "throughput",
     "logits",
