@@ -62,7 +62,6 @@ class Connection:
         self.session_id = uuid.uuid4().hex
         self.run_numbers = count()
         self.sampler_numbers = count()
-        self._pid = os.getpid()
         hello = Hello(
             versions=list(SPOKEN_VERSIONS),
             session_id=self.session_id,
@@ -73,7 +72,7 @@ class Connection:
         self._loop = Loop(Link(hello, address), context)
         self.shows_waiting = show_waiting
         self._line = WaitingLine(show_waiting)
-        self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid)
+        self._finalizer = weakref.finalize(self, _stop, self._loop)
 
     def new_request_id(self) -> int:
         """A number for a request; every one is used once."""
@@ -124,11 +123,7 @@ class Connection:
         Raises:
             BadRequest: this process did not make it.
         """
-        if os.getpid() != self._pid:
-            raise BadRequest(
-                f"this client was made in process {self._pid} and does not survive a fork into "
-                f"{os.getpid()}; make or unpickle one here, or start processes with 'spawn'"
-            )
+        self._loop.check_process()
 
     @property
     def is_closed(self) -> bool:
@@ -136,7 +131,7 @@ class Connection:
 
     def close(self) -> None:
         """End the session; what is not answered fails. Safe to repeat."""
-        if os.getpid() == self._pid:
+        if os.getpid() == self._loop.pid:
             self._finalizer()
 
 
@@ -146,8 +141,8 @@ def _encode(header: Request, frames: Sequence[Buffer]) -> bytes:
     return wire.encode(header)
 
 
-def _stop(loop: Loop, pid: int) -> None:
-    if os.getpid() == pid:
+def _stop(loop: Loop) -> None:
+    if os.getpid() == loop.pid:
         loop.stop()
 
 

@@ -151,6 +151,7 @@ class APIFuture(Generic[T_co]):
 
         Raises:
             Timeout: the server has not answered in time; it may be withdrawn yet.
+            BadRequest: a fork has copied the client into this process.
         """
         until = None if timeout is None else time.monotonic() + timeout
         if not self._source.done():
@@ -158,7 +159,9 @@ class APIFuture(Generic[T_co]):
                 self._watch.cancel().result(timeout)
             except futures.TimeoutError:
                 raise Timeout(f"not known within {timeout:g} s whether it is withdrawn") from None
-            except WeftError:
+            except WeftError as error:
+                if error.code == "bad_request":  # this process cannot ask
+                    raise
                 return self._is_cancelled()
             futures.wait([self._source], None if until is None else until - time.monotonic())
             return True

@@ -1,6 +1,7 @@
 """The thread of a connection, with its one socket: carries out what `Link` decides."""
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -54,6 +55,7 @@ class Loop:
 
     def __init__(self, link: Link, context: "zmq.Context[Any] | None") -> None:
         self.link = link
+        self.pid = os.getpid()
         self.request_ids = count(1)
         self.discarded: deque[str] = deque()
         self._waits: deque[tuple[bool, int, float]] = deque()  # is over, request, since when
@@ -75,6 +77,18 @@ class Loop:
 
     # --- from any thread --------------------------------------------------------------------------
 
+    def check_process(self) -> None:
+        """Refuse the use of a connection that a fork has copied.
+
+        Raises:
+            BadRequest: this process did not make it.
+        """
+        if os.getpid() != self.pid:
+            raise BadRequest(
+                f"this client was made in process {self.pid} and does not survive a fork into "
+                f"{os.getpid()}; make or unpickle one here, or start processes with 'spawn'"
+            )
+
     def submit(self, request: Outgoing, sink: Sink) -> None:
         num_bytes = sum(len(frame) for message in request.messages for frame in message)
         with self._lock:
@@ -93,6 +107,7 @@ class Loop:
 
     def wait_began(self, request_id: int, since: float) -> None:
         """Somebody has waited for a request since then: the server is asked why, now and then."""
+        self.check_process()
         self._waits.append((False, request_id, since))
         with self._lock:
             if not self._is_stopping and self._bell is not None:
@@ -104,6 +119,7 @@ class Loop:
 
     def explain(self, request_ids: tuple[int, ...]) -> "futures.Future[Any]":
         """Ask the server why requests wait; done once the link knows it."""
+        self.check_process()
         outgoing, sink = self._question(request_ids)
         self.submit(outgoing, sink)
         return sink.source

@@ -24,8 +24,8 @@ class RequestWatch:
         self._request_id = request_id
 
     def begin(self, since: float, describe: Callable[[], str]) -> Callable[[], None]:
-        key = self._line.begin(since, describe)
         self._loop.wait_began(self._request_id, since)
+        key = self._line.begin(since, describe)
 
         def end() -> None:
             self._line.end(key)
@@ -37,6 +37,7 @@ class RequestWatch:
         self._line.refresh()
 
     def cancel(self) -> "futures.Future[None]":
+        self._loop.check_process()
         number = next(self._loop.request_ids)
         header = Cancel(request_id=number, target_id=self._request_id)
         message = (wire.encode(header),)

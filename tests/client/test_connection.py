@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -331,13 +332,25 @@ def test_a_client_of_an_engine_in_this_process_cannot_travel(service: ServiceCli
             pickle.dumps(client)
 
 
-def test_a_forked_client_refuses_with_advice(broker: FakeBroker, service: ServiceClient) -> None:
+@pytest.mark.parametrize("use", ["send", "wait", "explain", "cancel"])
+def test_a_forked_client_refuses_with_advice(
+    monkeypatch: pytest.MonkeyPatch, broker: FakeBroker, service: ServiceClient, use: str
+) -> None:
+    monkeypatch.setitem(LIMITS, "explain_s", Limit(0.01, "s", "", ""))
     run = service.create_lora_training_client("tiny")
+    broker.answers["save_state"] = silent
+    pending = run.save_state("a")
+    uses: dict[str, Callable[[], object]] = {
+        "send": lambda: run.optim_step(AdamParams()),
+        "wait": lambda: pending.result(DEADLINE_S),
+        "explain": pending.explain,
+        "cancel": pending.cancel,
+    }
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            run.optim_step(AdamParams())
+            uses[use]()
         except BadRequest as error:
             os.write(writer, str(error).encode())
         os._exit(0)
