@@ -158,7 +158,8 @@ class Trainer:
         with self._trace.span("head"):
             result = self._head.forward_backward(hidden_TD.detach(), losses, linears)
         with self._trace.span("backward", tokens=len(step.tokens)):
-            torch.autograd.backward(hidden_TD, result.dhidden_TD)
+            if hidden_TD.requires_grad:  # not where the unembedding alone can be adapted
+                torch.autograd.backward(hidden_TD, result.dhidden_TD)
             linears.flush()
         return _on_host(result)
 
