@@ -49,7 +49,20 @@ def test_a_list_is_of_one_tenant_newest_first() -> None:
     assert [entry.path for entry in catalog.of("local", other)] == [f"weft://{other}/weights/x"]
 
 
-def test_an_owner_is_not_told_of_tenants() -> None:
-    told = checkpoint("a").fields()
-    assert "tenant" not in told
-    assert (told["run_id"], told["kind"], told["name"]) == (RUN, "weights", "a")
+def test_a_removed_checkpoint_is_no_longer_counted() -> None:
+    catalog = Catalog()
+    catalog.add(checkpoint("a"))
+    catalog.remove(PATH)
+    assert (PATH in catalog, catalog.count("local"), catalog.of("local")) == (False, 0, [])
+
+
+def test_an_expiry_is_told_once_and_only_if_it_still_holds() -> None:
+    catalog = Catalog()
+    catalog.add(checkpoint("a", expires=5.0))
+    catalog.add(checkpoint("b", expires=3.0))
+    catalog.add(checkpoint("c", expires=4.0))
+    catalog.add(checkpoint("c", expires=9.0))
+    catalog.add(checkpoint("d"))
+    assert [entry.path[-1] for entry in catalog.take_expired(4.9)] == ["b"]
+    assert [entry.path[-1] for entry in catalog.take_expired(9.0)] == ["a", "c"]
+    assert catalog.take_expired(99.0) == []
