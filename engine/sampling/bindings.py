@@ -17,7 +17,7 @@ class Bindings:
         is_deterministic: the bits of one unit must not depend on the others.
     """
 
-    def __init__(self, store: AdapterStore, *, is_deterministic: bool) -> None:
+    def __init__(self, store: AdapterStore, *, is_deterministic: bool = False) -> None:
         self._store = store
         self._is_deterministic = is_deterministic
         self._workspace = Workspace(store.device)

@@ -39,7 +39,9 @@ class SampleHead:
         is_deterministic: rows come in numbers at which bits do not vary.
     """
 
-    def __init__(self, model: BaseModel, bindings: Bindings, *, is_deterministic: bool) -> None:
+    def __init__(
+        self, model: BaseModel, bindings: Bindings, *, is_deterministic: bool = False
+    ) -> None:
         self._model = model
         self._bindings = bindings
         self._is_deterministic = is_deterministic

@@ -32,7 +32,7 @@ class SequentialGenerator(BaseGenerator):
     """Generates sequence by sequence, a token or a chunk of a prompt at a time, in turn.
 
     The samples of a prompt start from copies of its state. What fails concerns one sequence, and
-    fails its request alone. No number depends on what else runs.
+    fails its request alone. No bit depends on what else runs, in deterministic mode or not.
 
     Args:
         model: the base model.
@@ -42,7 +42,6 @@ class SequentialGenerator(BaseGenerator):
         max_sequences: samples that run at the same time.
         chunk_tokens: tokens of a prompt that are computed at a time, if the model can.
         step_tokens: tokens of a step; see `Rotation`.
-        is_deterministic: the head's rows come in numbers at which bits do not vary.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class SequentialGenerator(BaseGenerator):
         max_sequences: int = 16,
         chunk_tokens: int = 256,
         step_tokens: int = 512,
-        is_deterministic: bool = False,
     ) -> None:
         admission = Admission(
             capacity=state_bytes,
@@ -71,8 +69,8 @@ class SequentialGenerator(BaseGenerator):
             step_tokens=step_tokens,
             pass_tokens=PASS_TOKENS,
         )
-        self._bindings = Bindings(store, is_deterministic=is_deterministic)
-        self._head = SampleHead(model, self._bindings, is_deterministic=is_deterministic)
+        self._bindings = Bindings(store)
+        self._head = SampleHead(model, self._bindings)
 
     @property
     def num_rows_ahead(self) -> int:

@@ -6,6 +6,7 @@ Every linear is a group of its own. No training, no row tiles.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import DynamicCache, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from weft.engine.adapters.store import AdapterStore, WeightsVersion
 from weft.engine.adapters.targets import Targets
+from weft.engine.hosted.load import load_hosted
 from weft.engine.model.config import Site
 from weft.engine.model.linear import DenseLinear, FrozenLinears, Linears
 from weft.engine.sampling.sequential import SequentialGenerator
@@ -166,7 +168,17 @@ class SequentialBench(Bench):
     @classmethod
     def wrapping(cls, hf: Any) -> "SequentialBench":
         """A bench around a module of transformers."""
-        model = PlainSequential(hf)
+        return cls.around(hf, PlainSequential(hf))
+
+    @classmethod
+    def hosting(cls, hf: Any, path: Path) -> "SequentialBench":
+        """A bench around the same as the engine loads it, by way of `path`."""
+        hf.save_pretrained(path)
+        return cls.around(hf, load_hosted(path))
+
+    @classmethod
+    def around(cls, hf: Any, model: Any) -> "SequentialBench":
+        """A bench around a sequential model."""
         store = AdapterStore(
             model.sites,
             device="cpu",

@@ -1,5 +1,6 @@
 """Generation one sequence at a time: the same answers as by the packed one, in turns, in bounds."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sequential_models import STATE_BYTES, TOKEN_BYTES, SequentialBench, random_
 from weft.client.errors import BadRequest
 from weft.engine.adapters.store import WeightsVersion
 from weft.engine.sampling.requests import SampleDone
+from weft.engine.sampling.sequential import SequentialGenerator
 
 Versions = list[WeightsVersion | None]
 
@@ -109,14 +111,19 @@ def test_a_request_is_answered_as_by_the_packed_generator(
             np.testing.assert_allclose(found[key].arrays()[name], values, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_hosted", [False, True])
 def test_a_hybrid_answers_as_a_full_recomputation_does(
-    hybrid: SequentialBench, versions: Versions
+    hybrid: SequentialBench, versions: Versions, is_hosted: bool, tmp_path: Path
 ) -> None:
+    if is_hosted:
+        hybrid = SequentialBench.hosting(hybrid.hf, tmp_path)
+        versions = [None, hybrid.adapter(4, 1), hybrid.adapter(16, 2, mlp=False)]
     requests = [
         request(number, prompt_of(20), num_samples=2, prompt_logprobs=True, version=version)
         for number, version in enumerate(versions)
     ]
-    outcomes = run(hybrid.sequential(chunk_tokens=8), *requests)
+    generator = SequentialGenerator(hybrid.model, hybrid.store, state_bytes=1 << 20, chunk_tokens=8)
+    outcomes = run(generator, *requests)
     for each in requests:
         hf, prompt, outcome = hybrid.merged(each.version), each.tokens.tolist(), outcomes[each.key]
         assert isinstance(outcome, SampleDone)
@@ -130,14 +137,9 @@ def test_a_hybrid_answers_as_a_full_recomputation_does(
             np.testing.assert_allclose(outcome.prompt_logprobs[1:], logprobs[:19], atol=1e-4)
 
 
-@pytest.mark.parametrize("is_deterministic", [False, True])
-def test_no_bit_depends_on_what_else_runs(
-    hybrid: SequentialBench, versions: Versions, is_deterministic: bool
-) -> None:
+def test_no_bit_depends_on_what_else_runs(hybrid: SequentialBench, versions: Versions) -> None:
     def generator() -> Any:
-        return hybrid.sequential(
-            chunk_tokens=8, step_tokens=40, max_sequences=5, is_deterministic=is_deterministic
-        )
+        return hybrid.sequential(chunk_tokens=8, step_tokens=40, max_sequences=5)
 
     requests = [
         request(
