@@ -112,7 +112,13 @@ class Renderer:
         stops = self.stop_sequences
         length = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
         is_ended = length < len(tokens)
-        text = str(self._tokenizer.decode(list(tokens[:length]), skip_special_tokens=False))
+        text = str(
+            self._tokenizer.decode(
+                list(tokens[:length]),
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
+            )
+        )
         if not self._template.frame.is_token:
             places = [text.find(stop) for stop in stops if isinstance(stop, str) and stop in text]
             is_ended = bool(places)

@@ -126,6 +126,14 @@ def test_a_turn_ends_at_its_token_or_at_the_end_of_the_text() -> None:
         assert renderer.parse_response([*tokenizer.encode("yes"), end]) == (message, True)
 
 
+def test_spaces_before_punctuation_are_kept() -> None:
+    tokenizer = byte_tokenizer(CHATML, CHATML_TOKENS)
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    message, _ = Renderer(tokenizer).parse_response(tokenizer.encode("well , no ."))
+    assert message["content"] == "well , no ."
+
+
 def test_a_token_across_the_border_of_a_turn_is_cut() -> None:
     tokenizer = byte_tokenizer(CHATML, CHATML_TOKENS, "\n\n")
     renderer = Renderer(tokenizer)
