@@ -22,6 +22,9 @@ class Reason:
     fraction: float = -1.0  # of a phase of loading, 0 to 1
     retry_s: float = -1.0  # until it is tried again
 
+    def __str__(self) -> str:
+        return self.detail
+
     def to_fields(self) -> dict[str, Any]:
         """What differs from the defaults, as it travels."""
         values = asdict(self)

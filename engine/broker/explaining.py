@@ -102,8 +102,9 @@ def _dispatched(books: Books, work: Work, worker: Worker) -> Reason:
     if total > 0:
         detail = f"the worker has computed {done} of its {total} units{silent}"
         return Reason(code="running", detail=detail, done=done, total=total)
-    others = _count(len(worker.dispatched) - 1)
-    detail = f"the worker has it, and {others} beside it{silent}"
+    others = len(worker.dispatched) - 1
+    beside = f"{_count(others)} beside it" if others else "nothing else"
+    detail = f"the worker has it, and {beside}{silent}"
     return Reason(code="dispatched", detail=detail)
 
 

@@ -92,7 +92,7 @@ def test_a_command_waits_for_its_run_to_open() -> None:
     bench.add_worker()
     bench.say(create_run())
     bench.say(optim_step(1))
-    detail = "its run is being opened: the worker has it, and 0 requests beside it"
+    detail = "its run is being opened: the worker has it, and nothing else"
     assert ask(bench, 11) == [Reason(code="opening", detail=detail)]
 
 
@@ -185,7 +185,7 @@ def test_a_worker_tells_how_far_it_is_and_is_forgotten_with_its_work() -> None:
     bench = ready_bench()
     bench.say(forward_backward(1))
     key = bench.dispatches[-1][0].dispatch_id
-    detail = "the worker has it, and 0 requests beside it"
+    detail = "the worker has it, and nothing else"
     assert ask(bench, 11) == [Reason(code="dispatched", detail=detail)]
     bench.work(Underway(dispatch_ids=[key, 77], done=[3, 1], total=[8, 1]))
     detail = "the worker has computed 3 of its 8 units"
@@ -196,7 +196,7 @@ def test_a_silent_worker_is_noticed() -> None:
     bench = ready_bench()
     bench.say(optim_step(1))
     bench.now += 10.0
-    detail = "the worker has it, and 0 requests beside it; nothing was heard of it for 10 s"
+    detail = "the worker has it, and nothing else; nothing was heard of it for 10 s"
     assert ask(bench, 11) == [Reason(code="dispatched", detail=detail)]
 
 

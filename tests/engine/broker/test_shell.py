@@ -1,7 +1,9 @@
 """The broker behind real sockets: bytes on the wire, with a fake worker and two kinds of client."""
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from weft.client.messages import (
     Sample,
     Stop,
     WorkerHello,
+    WorkerProgress,
 )
 from weft.engine.broker.config import BrokerConfig
 from weft.engine.broker.shell import Broker, check_address
@@ -440,6 +443,42 @@ def test_the_owner_is_told_of_readiness_and_the_end(start: Start, employ: Any) -
     assert ready.wait(DEADLINE_S)
     broker.stop()
     assert ended.wait(DEADLINE_S)
+
+
+def test_the_owner_is_told_how_a_worker_loads_and_that_it_is_lost(
+    start: Start, context: Context
+) -> None:
+    told: queue.SimpleQueue[object] = queue.SimpleQueue()
+    broker = start(
+        on_progress=lambda phase, fraction: told.put((phase, fraction)),
+        on_lost=told.put,
+        config=BrokerConfig(loading_expiry_s=0.5),
+    )
+    worker = context.socket(zmq.DEALER)
+    worker.connect(broker.worker_address)
+    for header in (
+        WorkerHello(versions=[1], worker_id="w7", secret="", pid=1),
+        WorkerProgress(phase="reading weights", fraction=0.4),
+    ):
+        worker.send(wire.encode(header))
+    assert told.get(timeout=DEADLINE_S) == ("reading weights", 0.4)
+    assert told.get(timeout=DEADLINE_S) == "w7"  # it says nothing more
+    worker.close(0)
+
+
+def test_calls_wait_for_a_worker_until_none_will_come(start: Start, context: Context) -> None:
+    broker = start()
+    with (
+        ServiceClient(base_url=broker.addresses[0], context=context) as service,
+        futures.ThreadPoolExecutor(1) as pool,
+    ):
+        created = pool.submit(service.create_lora_training_client, "tiny")
+        broker.worker_awaited("it was killed")
+        while service.get_status().result(DEADLINE_S)["detail"] != "it was killed":
+            assert not created.done()
+        broker.no_worker("it died too often")
+        with pytest.raises(EngineFailed, match="it died too often"):
+            created.result(DEADLINE_S)
 
 
 def test_a_stopped_engine_fails_the_calls_of_its_clients(
