@@ -5,7 +5,7 @@ Files appear whole: they are written under other names, which go away when somet
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -163,7 +163,7 @@ def _check_given(source: Source) -> None:
 
 
 @contextmanager
-def _whole(target: Path, overwrite: bool) -> Iterator[Path]:
+def _whole(target: Path, overwrite: bool) -> Generator[Path, None, None]:
     """A name beside `target` that takes its place unless an error comes."""
     if target.exists() and not overwrite:
         raise BadRequest(f"{target} exists; pass overwrite=True to replace it", "conflict")
