@@ -1,0 +1,266 @@
+"""Every loss through the real client: against the caller's own formula, cut up, and among others."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from plain_losses import POLICY, plain_losses
+from tenants import VOCAB_SIZE, logprobs, make_data
+from transformers import AutoModelForCausalLM
+
+from weft.client import AdamParams, Datum, ModelInput, ServiceClient, TensorData, TrainingClient
+from weft.client.csr import Csr
+from weft.client.errors import BadRequest
+from weft.client.losses import LOSSES
+
+# float32 sums of some hundred terms in another order.
+ROUNDING = 1e-5
+SIZES = (40, 24)  # one unit of 64 tokens where units are that small
+
+
+def policy_data(seed: int, loss_fn: str, lengths: tuple[int, ...] = SIZES) -> list[Datum]:
+    """A prompt of 5 tokens, then tokens whose sampler was close to a fresh model."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for length in lengths:
+        tokens = generator.integers(0, VOCAB_SIZE, length + 1)
+        inputs: dict[str, Any] = {"target_tokens": tokens[1:]}
+        columns = {
+            "logprobs": generator.normal(-4.6, 0.4, length),
+            "advantages": generator.normal(size=length),
+            "sequence_ratio_mask": np.ones(length),
+            "clip_low_threshold": np.full(length, 0.9),
+            "clip_high_threshold": np.full(length, 1.2),
+        }
+        for item in LOSSES[loss_fn].inputs[1:]:
+            column = columns[item.name].astype(np.float32)
+            if item.name in ("logprobs", "advantages", "sequence_ratio_mask"):
+                column[:5] = 0
+            inputs[item.name] = column
+        made.append(Datum(ModelInput.from_ints(tokens[:-1]), inputs))
+    return made
+
+
+def loss_data(seed: int, loss_fn: str) -> list[Datum]:
+    return make_data(seed, SIZES) if loss_fn == "cross_entropy" else policy_data(seed, loss_fn)
+
+
+def soft_data(seed: int, num_targets: int, lengths: tuple[int, ...] = SIZES) -> list[Datum]:
+    """Signed weights of several targets a position, some of them 0."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for length in lengths:
+        shape = (length, num_targets)
+        weights = generator.normal(size=shape) * (generator.random(shape) < 0.7)
+        inputs: Any = {
+            "target_tokens": generator.integers(0, VOCAB_SIZE, shape),
+            "weights": weights.astype(np.float32),
+        }
+        made.append(Datum(ModelInput.from_ints(generator.integers(0, VOCAB_SIZE, length)), inputs))
+    return made
+
+
+def as_sparse(datum: Datum) -> Datum:
+    """The same, of which every second target is listed."""
+    matrices = {name: value.to_numpy() for name, value in datum.loss_fn_inputs.items()}
+    is_listed = np.zeros(matrices["weights"].shape, bool)
+    is_listed[:, ::2] = True
+    csr = Csr.of(is_listed)
+    inputs = {name: TensorData.listed(csr.collect(one), csr) for name, one in matrices.items()}
+    return Datum(datum.model_input, inputs)
+
+
+def new_runs(service: ServiceClient, model_path: str, number: int) -> list[TrainingClient]:
+    return [service.create_lora_training_client(model_path, rank=7, seed=3) for _ in range(number)]
+
+
+def grad_norm(run: TrainingClient) -> float:
+    stepped = run.optim_step(AdamParams(learning_rate=1e-3)).result(60)
+    return (stepped.metrics or {})["unclipped_grad_l2:mean"]
+
+
+@pytest.mark.parametrize("loss_fn", POLICY)
+def test_a_loss_equals_the_callers_own_formula(
+    service: ServiceClient, model_path: str, loss_fn: str
+) -> None:
+    data = policy_data(1, loss_fn)
+
+    def own(data: list[Datum], logprobs: list[torch.Tensor]) -> Any:
+        losses = [
+            plain_losses(loss_fn, one, {k: v.array for k, v in datum.loss_fn_inputs.items()})
+            for datum, one in zip(data, logprobs, strict=True)
+        ]
+        return torch.cat(losses).sum(), {}
+
+    built_in, custom = new_runs(service, model_path, 2)
+    found = built_in.forward_backward(data, loss_fn).result(60)
+    expected = custom.forward_backward_custom(data, own).result(60)
+    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=ROUNDING)
+    assert grad_norm(built_in) == pytest.approx(grad_norm(custom), rel=ROUNDING)
+    np.testing.assert_allclose(logprobs(built_in), logprobs(custom), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_several_targets_have_the_log_probabilities_of_transformers(
+    service: ServiceClient, model_path: str, is_sparse: bool
+) -> None:
+    data = soft_data(1, 6)
+    data = [as_sparse(datum) for datum in data] if is_sparse else data
+    (run,) = new_runs(service, model_path, 1)
+    output = run.forward(data, "cross_entropy").result(60)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    loss = 0.0
+    for datum, one in zip(data, output.loss_fn_outputs, strict=True):
+        targets = datum.loss_fn_inputs["target_tokens"]
+        tokens = torch.tensor(datum.model_input.to_ints())
+        with torch.no_grad():
+            exact = model(tokens[None]).logits[0].double().log_softmax(1)
+        picked = exact.gather(1, targets.to_torch()).numpy()
+        expected = (
+            picked if targets.csr is None else targets.csr.spread(targets.csr.collect(picked))
+        )
+        assert one["logprobs"].csr == targets.csr
+        np.testing.assert_allclose(one["logprobs"].to_numpy(), expected, rtol=0, atol=1e-4)
+        loss -= float((datum.loss_fn_inputs["weights"].to_numpy() * expected).sum())
+    assert output.metrics["loss:sum"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_several_targets_equal_a_call_for_each_of_them(
+    service: ServiceClient, model_path: str
+) -> None:
+    data = soft_data(2, 3)
+    one, many = new_runs(service, model_path, 2)
+    whole = one.forward_backward(data, "cross_entropy").result(60)
+    losses = []
+    for column in range(3):
+        single = [
+            Datum(
+                datum.model_input,
+                {name: value.array[:, column] for name, value in datum.loss_fn_inputs.items()},
+            )
+            for datum in data
+        ]
+        passed = many.forward_backward(single, "cross_entropy").result(60)
+        losses.append(passed.metrics["loss:sum"])
+    assert sum(losses) == pytest.approx(whole.metrics["loss:sum"], rel=ROUNDING)
+    assert grad_norm(many) == pytest.approx(grad_norm(one), rel=ROUNDING)
+    np.testing.assert_allclose(logprobs(many), logprobs(one), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_custom_loss_of_several_targets_equals_their_weights(
+    service: ServiceClient, model_path: str, is_sparse: bool
+) -> None:
+    data = soft_data(3, 4)
+    data = [as_sparse(datum) for datum in data] if is_sparse else data
+    weights = [datum.loss_fn_inputs["weights"].to_torch() for datum in data]
+
+    def own(data: list[Datum], logprobs: list[torch.Tensor]) -> Any:
+        assert [one.shape for one in logprobs] == [one.shape for one in weights]
+        terms = [-(one * weight).sum() for one, weight in zip(logprobs, weights, strict=True)]
+        return torch.stack(terms).sum() + sum(one.sum() * 0 for one in logprobs), {"n": 1.0}
+
+    plain, custom = new_runs(service, model_path, 2)
+    expected = plain.forward_backward(data, "cross_entropy").result(60)
+    found = custom.forward_backward_custom(data, own).result(60)
+    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=ROUNDING)
+    assert grad_norm(custom) == pytest.approx(grad_norm(plain), rel=ROUNDING)
+
+
+def test_a_custom_loss_in_numpy_gives_gradients_in_the_shape_of_its_targets(
+    service: ServiceClient, model_path: str
+) -> None:
+    data = [as_sparse(datum) for datum in soft_data(4, 4)]
+    plain, custom = new_runs(service, model_path, 2)
+    plain.forward_backward(data, "cross_entropy").result(60)
+
+    def own(data: list[Datum], logprobs: list[np.ndarray]) -> Any:
+        # What a gradient says of targets that are not listed is not used.
+        weights = [datum.loss_fn_inputs["weights"].to_numpy() for datum in data]
+        pairs = zip(logprobs, weights, strict=True)
+        return 0.0, [np.where(one == 0, 7, -weight) for one, weight in pairs]
+
+    custom.forward_backward_custom(data, numpy_fn=own).result(60)
+    assert grad_norm(custom) == pytest.approx(grad_norm(plain), rel=ROUNDING)
+
+
+def test_negative_weights_turn_the_gradient_around(
+    exact_service: ServiceClient, model_path: str
+) -> None:
+    up, down = new_runs(exact_service, model_path, 2)
+    losses = [
+        run.forward_backward(make_data(1, weight=weight), "cross_entropy").result(60)
+        for run, weight in ((up, 1.0), (down, -1.0))
+    ]
+    assert losses[0].metrics["loss:sum"] == -losses[1].metrics["loss:sum"]
+    down.forward_backward(make_data(1, weight=2.0), "cross_entropy").result(60)
+    assert grad_norm(up) == pytest.approx(grad_norm(down), rel=ROUNDING)
+
+
+@pytest.mark.parametrize("loss_fn", [*LOSSES, "several targets"])
+def test_many_calls_equal_one_call_to_the_bit_where_the_units_are_the_same(
+    exact_service: ServiceClient, model_path: str, loss_fn: str
+) -> None:
+    is_soft = loss_fn == "several targets"
+    name = "cross_entropy" if is_soft else loss_fn
+    calls = [soft_data(seed, 5) if is_soft else loss_data(seed, name) for seed in (1, 2, 3)]
+    one, many = new_runs(exact_service, model_path, 2)
+    whole = one.forward_backward([datum for call in calls for datum in call], name).result(60)
+    parts = [many.forward_backward(call, name).result(60) for call in calls]
+    losses = [part.metrics["loss:sum"] for part in parts]
+    assert sum(losses) == pytest.approx(whole.metrics["loss:sum"], rel=1e-12)
+    assert grad_norm(many) == grad_norm(one)
+    np.testing.assert_array_equal(logprobs(many), logprobs(one))
+
+
+def test_a_mixed_batch_of_every_loss_gives_each_what_it_has_alone(
+    exact_service: ServiceClient, model_path: str
+) -> None:
+    names = [*LOSSES, "cross_entropy"]
+    calls = [loss_data(7 + index, name) for index, name in enumerate(names)]
+    calls[-1] = soft_data(3, 9)
+    alone, together = (new_runs(exact_service, model_path, len(names)) for _ in range(2))
+    expected = [
+        run.forward_backward(call, name).result(60)
+        for run, call, name in zip(alone, calls, names, strict=True)
+    ]
+    futures = [
+        run.forward_backward(call, name)
+        for run, call, name in zip(together, calls, names, strict=True)
+    ]
+    for future, one in zip(futures, expected, strict=True):
+        found = future.result(60)
+        assert found.metrics["loss:sum"] == one.metrics["loss:sum"]
+        assert found.loss_fn_outputs == one.loss_fn_outputs
+    assert [grad_norm(run) for run in together] == [grad_norm(run) for run in alone]
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_forward_alone_gives_the_same_loss_and_no_gradient(
+    exact_service: ServiceClient, model_path: str, loss_fn: str
+) -> None:
+    data = loss_data(4, loss_fn)
+    (run,) = new_runs(exact_service, model_path, 1)
+    only = run.forward(data, loss_fn).result(60)
+    with pytest.raises(BadRequest, match="gradient"):
+        run.optim_step(AdamParams()).result(60)
+    both = run.forward_backward(data, loss_fn).result(60)
+    assert only.metrics["loss:sum"] == pytest.approx(both.metrics["loss:sum"], rel=1e-6)
+    assert only.loss_fn_outputs == both.loss_fn_outputs
+
+
+def test_targets_over_several_parts_come_back_whole(
+    service: ServiceClient, model_path: str
+) -> None:
+    data = soft_data(5, 700, (200, 3, 150))
+    (run,) = new_runs(service, model_path, 1)
+    output = run.forward(data, "cross_entropy").result(60)
+    for datum, one in zip(data, output.loss_fn_outputs, strict=True):
+        first = Datum(
+            datum.model_input, {"target_tokens": datum.loss_fn_inputs["target_tokens"].array[:, 0]}
+        )
+        (expected,) = run.forward([first], "cross_entropy").result(60).loss_fn_outputs
+        found = one["logprobs"].to_numpy()
+        np.testing.assert_allclose(found[:, 0], expected["logprobs"].to_numpy(), rtol=0, atol=1e-4)
+        assert np.isfinite(found).all()
