@@ -67,7 +67,8 @@ def train_step(model: BaseModel, store: AdapterStore, units: list[Unit]) -> list
     runs, lengths = [unit.run for unit in units], [len(unit.tokens) for unit in units]
     different = {id(run): run for run in runs if run is not None}.values()
     store.begin(*different)
-    linears = LoraLinears(store, [run and run.version for run in runs], runs, lengths)
+    versions = [None if run is None else run.version for run in runs]
+    linears = LoraLinears(store, versions, runs, lengths)
     losses = LossBatch.build(
         loss_fns=["cross_entropy"] * len(units),
         configs=[{}] * len(units),
