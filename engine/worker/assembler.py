@@ -73,7 +73,13 @@ class Assembler:
 
 
 def _origin(dispatch: Dispatch, header: Request) -> Origin:
-    return Origin(dispatch.dispatch_id, dispatch.lease_epoch, dispatch.lane, header.request_id)
+    return Origin(
+        dispatch.dispatch_id,
+        dispatch.lease_epoch,
+        dispatch.lane,
+        header.request_id,
+        dispatch.queued_s,
+    )
 
 
 def _check_digest(header: Command | Sample, frames: Sequence[Frame]) -> None:

@@ -1,7 +1,8 @@
 """What the compute thread is given to do: requests, decoded and validated."""
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ class Origin:
     lease_epoch: int
     lane: str
     request_id: int
+    queued_s: float = 0.0  # the wait at the broker
+    arrived: float = field(default_factory=time.monotonic, compare=False)  # the last part, here
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ from .steps import TrainStep
 
 
 @dataclass(slots=True)
-class _Partial:
+class Partial:
     """Of one command."""
 
     logprobs: Float32s  # in the order of the answer; NaN until they are there
+    started: float  # time.monotonic()
     loss: float = 0.0
+    compute_s: float = 0.0  # of the batches it was in, which others shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +32,30 @@ class Partials:
     """The unfinished commands, by dispatch id."""
 
     def __init__(self) -> None:
-        self._partials: dict[int, _Partial] = {}
+        self._partials: dict[int, Partial] = {}
 
     def __len__(self) -> int:
         return len(self._partials)
 
-    def begin(self, work: PassWork) -> None:
+    def begin(self, work: PassWork, now: float) -> None:
         """Take a command up, or up again from its beginning."""
         blank = np.full(sum(work.part_outputs), np.nan, np.float32)
-        self._partials[work.origin.dispatch_id] = _Partial(blank)
+        self._partials[work.origin.dispatch_id] = Partial(blank, now)
+
+    def spend(self, works: Iterable[PassWork], seconds: float) -> None:
+        """Count the time of a batch for those of its commands that go on or are done."""
+        for dispatch_id in {work.origin.dispatch_id for work in works}:
+            if dispatch_id in self._partials:
+                self._partials[dispatch_id].compute_s += seconds
 
     def drop(self, dispatch_ids: Iterable[int]) -> None:
         """Forget commands that failed or were withdrawn."""
         for dispatch_id in dispatch_ids:
             self._partials.pop(dispatch_id, None)
 
-    def take(self, work: PassWork) -> tuple[Float32s, float]:
-        """The log-probabilities and the loss of a command that is done."""
-        partial = self._partials.pop(work.origin.dispatch_id)
-        return partial.logprobs, partial.loss
+    def take(self, work: PassWork) -> Partial:
+        """What a command gave that is done."""
+        return self._partials.pop(work.origin.dispatch_id)
 
     def keep(self, works: Sequence[PassWork], step: TrainStep, outputs: StepOutputs) -> None:
         """Sort the rows of a batch back into their commands; sum losses in unit order."""

@@ -5,6 +5,7 @@ stage becomes the gradient only when all units of its command have succeeded fin
 fails on the way, at any layer, `abandon` leaves every run as it was before the commands began.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from ..model.attention import PackedAttention
 from ..model.base import BaseModel
 from ..trace import Trace
 from .commands import Float32s, PassWork
+from .metrics import pass_metrics
 from .partials import Partials, StepOutputs
 from .runs import HeldRun, RunTable
 from .scheduler import Passes
@@ -68,13 +70,14 @@ class Trainer:
         Raises:
             Exception: whatever the device raised; call `abandon` then.
         """
+        started = time.monotonic()
         held = [self._runs.healthy(work.run_id) for work in works]
         if decision.backward:
             fresh = {id(h): h.run for h in held if not h.run.is_staging}
             self._store.begin(*fresh.values())
         for piece, work in zip(decision.slices, works, strict=True):
             if piece.first == 0:
-                self._partials.begin(work)
+                self._partials.begin(work, started)
         with self._trace.span("plan"):
             step, linears = self._plan(decision, works, held)
         outputs = self._compute(decision, works, step, linears)
@@ -83,12 +86,16 @@ class Trainer:
         self._partials.drop((*outcome.failures, *outcome.repeats))
         if decision.backward:
             self._commit(decision, works, held, outcome)
+        self._partials.spend(works, time.monotonic() - started)
         return outcome
 
     def collect(self, work: PassWork) -> tuple[Float32s, dict[str, float]]:
         """The outputs of a command whose last slice succeeded: logprobs and metrics."""
-        logprobs, loss = self._partials.take(work)
-        return logprobs, {"loss:sum": loss}
+        partial = self._partials.take(work)
+        metrics = pass_metrics(work, partial.logprobs, partial.loss)
+        metrics["queue_s:max"] = work.origin.queued_s + partial.started - work.origin.arrived
+        metrics["compute_s:sum"] = partial.compute_s
+        return partial.logprobs, metrics
 
     def abandon(self, works: Sequence[PassWork]) -> None:
         """Undo what commands have done so far: of a step that raised, or of a run that is to go."""

@@ -264,3 +264,21 @@ def test_targets_over_several_parts_come_back_whole(
         found = one["logprobs"].to_numpy()
         np.testing.assert_allclose(found[:, 0], expected["logprobs"].to_numpy(), rtol=0, atol=1e-4)
         assert np.isfinite(found).all()
+
+
+def test_a_policy_that_sampled_what_it_trains_on_has_ratio_1(
+    exact_service: ServiceClient, model_path: str
+) -> None:
+    (run,) = new_runs(exact_service, model_path, 1)
+    data = policy_data(1, "ppo")
+    for datum, one in zip(data, run.forward(data, "ppo").result(60).loss_fn_outputs, strict=True):
+        datum.loss_fn_inputs["logprobs"] = one["logprobs"]
+    metrics = run.forward_backward(data, "ppo").result(60).metrics
+    assert metrics["ratio:mean"] == metrics["ratio:max"] == 1
+    assert metrics["kl_sample_train_v1:mean"] == metrics["kl_sample_train_v2:mean"] == 0
+    assert metrics["clip_fraction:mean"] == 0
+    assert metrics["entropy:mean"] == pytest.approx(np.log(VOCAB_SIZE), rel=0.1)
+    assert (metrics["num_datums:sum"], metrics["num_tokens:sum"]) == (2, 64)
+    assert metrics["num_loss_tokens:sum"] == 54
+    assert metrics["queue_s:max"] >= 0
+    assert metrics["compute_s:sum"] > 0

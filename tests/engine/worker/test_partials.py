@@ -56,21 +56,21 @@ def test_log_probabilities_come_back_in_the_order_of_the_call(
     step = pack(Passes(slices, True, 9), WORKS, order, pad_rows)
     partials = Partials()
     for one in WORKS:
-        partials.begin(one)
+        partials.begin(one, 0.0)
     partials.keep(WORKS, step, outputs(step))
     for one in WORKS:
         numbers = np.arange(sum(one.part_outputs)) + 10 * one.origin.dispatch_id
         assert partials.is_finite(one, len(one.units))
-        logprobs, loss = partials.take(one)
-        assert (-logprobs).tolist() == numbers.tolist()
-        assert loss == numbers.sum()
+        partial = partials.take(one)
+        assert (-partial.logprobs).tolist() == numbers.tolist()
+        assert partial.loss == numbers.sum()
     assert len(partials) == 0
 
 
 def test_a_command_is_filled_slice_by_slice() -> None:
     one = WORKS[0]
     partials = Partials()
-    partials.begin(one)
+    partials.begin(one, 0.0)
     for first, last, end in ((0, 1, 4), (1, 3, 7)):
         step = pack(
             Passes((Slice(1, first, last, False),), True, 9), [one], range(last - first), False
@@ -78,4 +78,6 @@ def test_a_command_is_filled_slice_by_slice() -> None:
         partials.keep([one], step, outputs(step))
         assert partials.is_finite(one, last)
         assert partials.is_finite(one, len(one.units)) == (end == 7)
-    assert partials.take(one)[1] == sum(range(10, 17))
+        partials.spend([one, WORKS[1]], 0.5)
+    done = partials.take(one)
+    assert (done.loss, done.compute_s) == (sum(range(10, 17)), 1.0)

@@ -1,6 +1,8 @@
 """The shape of a train step: what it costs does not grow with the number of tenants."""
 
+import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,3 +145,17 @@ def test_recomputed_activations_give_the_same_gradients_to_the_bit(decoder: Deco
         runs = [made._runs.run(f"r{index}").run for index in range(4)]
         norms.append([made._store.flat(run, run.gradient_plane).clone().tolist() for run in runs])
     assert norms[0] == norms[1]
+
+
+def test_an_answer_tells_how_long_its_command_waited_and_computed(decoder: Decoder) -> None:
+    made, works = trainer(decoder, 1)
+    arrived = time.monotonic() - 3
+    origin = replace(works[0].origin, queued_s=5.0, arrived=arrived)
+    works[0] = replace(works[0], origin=origin)
+    began = time.monotonic()
+    one_step(made, works)
+    took = time.monotonic() - began
+    _, metrics = made.collect(works[0])
+    assert 8 <= metrics["queue_s:max"] <= 8 + time.monotonic() - began
+    assert 0 < metrics["compute_s:sum"] <= took
+    assert metrics["num_tokens:sum"] == TOKENS
