@@ -81,6 +81,7 @@ def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
                 trust_remote_code=False,
                 local_files_only=True,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # so that the report names them
                 output_loading_info=True,
             )
     except Exception as error:  # the modelling code raises what it likes

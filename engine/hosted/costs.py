@@ -13,7 +13,7 @@ from ..model.attention import PackedAttention
 from .model import PackedModel, SequentialHosted
 from .probes import WatchingLinears
 
-_LENGTHS = (16, 32, 48)  # tokens; a parabola goes through three points
+_FIRST, _LAST = 16, 256  # tokens from which on lengths are tried
 _MARGIN = 1.25  # for what is there for a moment only
 _PACKED_SPAN = 256  # keys; longer sequences compute their scores again for backward
 
@@ -43,12 +43,19 @@ def packed_bytes_per_token(cost: ActivationCost) -> int:
 
 
 def measure_activations(model: PackedModel | SequentialHosted) -> ActivationCost:
-    """Count the bytes that forward passes of three lengths keep for backward."""
-    sizes = [_kept_bytes(model, length) for length in _LENGTHS]
-    step = _LENGTHS[1] - _LENGTHS[0]
+    """Count the bytes that forward passes of three lengths keep for backward.
+
+    A recurrence computed in chunks pads its sequence; such lengths say nothing of longer ones, so
+    the first is one at which twice the tokens take clearly more. A parabola goes through three.
+    """
+    step = _FIRST
+    sizes = [_kept_bytes(model, step), _kept_bytes(model, 2 * step)]
+    while step < _LAST and sizes[1] < 1.5 * sizes[0]:
+        step *= 2
+        sizes = [sizes[1], _kept_bytes(model, 2 * step)]
+    sizes.append(_kept_bytes(model, 3 * step))
     square = max(0.0, (sizes[2] - 2 * sizes[1] + sizes[0]) / (2 * step * step))
-    last = _LENGTHS[2]
-    linear = max(0.0, sizes[2] / last - square * last)
+    linear = max(0.0, sizes[2] / (3 * step) - square * 3 * step)
     return ActivationCost(linear * _MARGIN, square * _MARGIN)
 
 
