@@ -22,6 +22,7 @@ from weft.client.messages import (
     Dispatch,
     Done,
     Failed,
+    ForkRun,
     ForwardBackward,
     Header,
     Heartbeat,
@@ -76,6 +77,10 @@ class FakeWorker:
         self.steps: Counter[str] = Counter()  # optimizer steps by run
         self.answers: dict[type, Answer] = {
             CreateRun: self._create_run,
+            ForkRun: lambda header, _: (
+                {"run_id": header.new_run_id, "rank": 4, "base_model": card.name},
+                {},
+            ),
             ForwardBackward: _forward_backward,
             OptimStep: self._optim_step,
             SaveState: lambda header, _: ({"path": _path(header, "weights"), "size_bytes": 10}, {}),
