@@ -3,16 +3,17 @@
 import secrets
 import weakref
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from math import isfinite
 from typing import Any
 
 from .actions import AnswerPart
 from .answers import read_result, read_samples
 from .batch import pack_tokens
-from .errors import BadRequest
+from .errors import BadRequest, Disconnected, NotFound
 from .futures import APIFuture, as_coroutine, awaited
 from .limits import limit
-from .messages import CreateSampler, ModelCard, Sample
+from .messages import CloseSampler, CreateSampler, ModelCard, Sample
 from .paths import parse_path
 from .session import Session, refuse_unserved
 from .tokenizers import load_tokenizer
@@ -36,6 +37,8 @@ class SamplingClient:
         self._session = session
         self._card = card
         self.sampler_id = sampler_id
+        self._owns_sampler = owns_sampler
+        self._is_closed = False
         self._finalizer = weakref.finalize(self, session.connection.discard_sampler, sampler_id)
         self._finalizer.atexit = False  # the session's end closes it
         if not owns_sampler:
@@ -76,6 +79,8 @@ class SamplingClient:
             prompt_alt_tokens_k=prompt_alt_tokens_k,
             prompt_logprobs_last_n=prompt_logprobs_last_n,
         )
+        if self._is_closed:
+            raise NotFound(f"sampler {self.sampler_id!r} was closed")
         _check_params(sampling_params, num_samples)
         arrays, frames = pack_tokens(
             prompt.to_numpy(), self._card, room=sampling_params.max_tokens or 1
@@ -124,6 +129,29 @@ class SamplingClient:
     def get_tokenizer(self) -> Any:
         """The base model's tokenizer, as `transformers` loads it."""
         return load_tokenizer(self._card)
+
+    def close(self) -> None:
+        """Give the sampler up: the server forgets it, and its weights unless others hold them.
+
+        Does not wait. Samples that wait fail as `cancelled`, later calls raise NotFound. A client
+        that came by pickle closes itself alone. Safe to repeat. Leaving a `with` block does the same.
+        """
+        is_open, self._is_closed = not self._is_closed, True
+        if is_open and self._owns_sampler:
+            self._finalizer.detach()
+            with suppress(Disconnected):  # the session has ended, and takes its samplers with it
+                self._session.request(
+                    lambda number: CloseSampler(request_id=number, sampler_id=self.sampler_id),
+                    read_result,
+                )
+
+    close_async = as_coroutine(close)
+
+    def __enter__(self) -> "SamplingClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # --- a client is its own future ---------------------------------------------------------------
 

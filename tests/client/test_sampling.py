@@ -5,12 +5,13 @@ import gc
 from typing import Any
 
 import pytest
-from fake_broker import DEADLINE_S, FakeBroker, sample, silent
+from fake_broker import CARD, DEADLINE_S, FakeBroker, sample, silent
 
 from weft.client import (
     AdamParams,
     BadRequest,
     ModelInput,
+    NotFound,
     SamplingClient,
     SamplingParams,
     ServiceClient,
@@ -167,6 +168,33 @@ def test_a_forgotten_sampler_stays_open_until_it_has_answered(
     gc.collect()
     run.optim_step(AdamParams()).result(DEADLINE_S)
     broker.wait_for("close_sampler")
+
+
+def test_a_closed_sampler_is_given_up_once_and_takes_no_more_calls(
+    broker: FakeBroker, service: ServiceClient
+) -> None:
+    with service.create_sampling_client(base_model="tiny") as sampler:
+        sampler.sample(PROMPT, 1, SamplingParams()).result(DEADLINE_S)
+    with pytest.raises(NotFound, match="was closed"):
+        sampler.compute_logprobs(PROMPT)
+    sampler.close()
+    sampler_id = sampler.sampler_id
+    del sampler
+    gc.collect()
+    service.get_server_capabilities()
+    assert [header.sampler_id for header in broker.wait_for("close_sampler")] == [sampler_id]
+
+
+def test_a_copy_of_a_sampler_closes_itself_alone(
+    broker: FakeBroker, service: ServiceClient
+) -> None:
+    session = service._session
+    copy = SamplingClient(session, f"{session.connection.session_id}:sample:9", CARD, False)
+    copy.close()
+    with pytest.raises(NotFound, match="was closed"):
+        copy.compute_logprobs(PROMPT)
+    service.get_server_capabilities()
+    assert "close_sampler" not in [seen.kind for seen in broker.seen]
 
 
 def test_the_base_model_is_known(sampler: SamplingClient) -> None:
