@@ -27,7 +27,7 @@ from ..model.linear import BaseLinear
 from .lora import LoraLinears
 from .lora_batch import LoraBatch
 from .losses import LossBatch, coefficients
-from .soft_targets import SoftChunk
+from .soft_chunk import SoftChunk
 from .targets import Targets
 
 ROW_TILE = 16  # deterministic chunks have a multiple of so many rows
