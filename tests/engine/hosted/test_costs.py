@@ -61,6 +61,14 @@ def test_longer_sequences_keep_no_more_than_was_extrapolated(tmp_path: Path, kin
         assert 0.2 * bound < kept_bytes(model, num_tokens) <= bound
 
 
+def test_a_recurrence_in_chunks_is_measured_beyond_its_first_chunk(tmp_path: Path) -> None:
+    model = load_hosted(save_family(tmp_path, "mamba2", chunk_size=64))
+    cost = measure_activations(model)
+    for num_tokens in (128, 512):
+        bound = cost.linear * num_tokens + cost.square * num_tokens**2
+        assert kept_bytes(model, num_tokens) <= bound < 1.4 * kept_bytes(model, num_tokens)
+
+
 def test_a_state_takes_what_was_measured(tmp_path: Path) -> None:
     model = load_hosted(save_family(tmp_path, "bloom"))
     assert isinstance(model, SequentialHosted)
