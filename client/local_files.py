@@ -34,7 +34,8 @@ class Adapter:
     """The two files of an adapter, open one after the other.
 
     Args:
-        source: a directory as peft saves it, or the two files by their names.
+        source: a directory as peft saves it, of which other files are left alone, or the two files
+            by their names.
 
     Raises:
         BadRequest: one of the two is missing, too large, or pickled.
@@ -97,30 +98,28 @@ def write_archive(
     """
     target = Path(target)
     _check_names(files)
-    with _whole(target, overwrite) as temporary, tarfile.open(temporary, "w") as archive:
+    with (
+        _whole(target, overwrite) as temporary,
+        tarfile.TarFile(temporary, "w", copybufsize=_COPY_BYTES) as archive,
+    ):
         for name, size in files:
             member = tarfile.TarInfo(name)
             member.size, member.mode = size, 0o644
-            archive.addfile(member, _Stream(read, size))
+            archive.addfile(member, _Member(read))
     return target
 
 
-class _Stream(BytesIO):
+class _Member:
     """What a tar reads a member from."""
 
-    def __init__(self, read: Read, size: int) -> None:
-        super().__init__()
-        self._pieces = _pieces(read, size)
-        self._rest = b""
+    def __init__(self, read: Read) -> None:
+        self._read = read
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        while size is not None and len(self._rest) < size:
-            piece = next(self._pieces, b"")
-            if not piece:
-                break
-            self._rest += piece
-        found, self._rest = self._rest[:size], self._rest[size:]
-        return found
+    def read(self, size: int = 0, /) -> bytes:
+        data = self._read(size)
+        if len(data) < size:
+            raise EngineFailed(f"a download ended {size - len(data)} bytes too early")
+        return data
 
 
 def _pieces(read: Read, size: int) -> Iterator[bytes]:
@@ -147,8 +146,9 @@ def _open(source: Source, name: str) -> BinaryIO:
 def _check_given(source: Source) -> None:
     if isinstance(source, Mapping):
         where, names = "the adapter", set(source)
-        for name in names.difference(_SENT, _PICKLED):
-            raise BadRequest(f"{name!r} is not taken; an adapter is {' and '.join(_SENT)}")
+        for name in sorted(names.difference(_SENT)):
+            if TENSORS_NAME in names or name not in _PICKLED:
+                raise BadRequest(f"{name!r} is not taken; an adapter is {' and '.join(_SENT)}")
     else:
         where, folder = str(source), Path(source)
         if not folder.is_dir():

@@ -137,7 +137,7 @@ class Work:
     @property
     def is_underway(self) -> bool:
         """Whether it is on its way to an outcome that is not known."""
-        return self.state in (State.QUEUED, State.DISPATCHED)
+        return self.state in (State.QUEUED, State.DISPATCHED, State.STORING)
 
     @property
     def is_over(self) -> bool:

@@ -58,7 +58,7 @@ class WriteBytes(NamedTuple):
     transfer_id: int
     offset: int
     digest: bytes
-    data: Any  # a buffer, or what has one
+    data: Any  # has the buffer protocol
 
 
 class ImportAdapter(NamedTuple):

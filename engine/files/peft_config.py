@@ -66,7 +66,7 @@ class PeftConfig:
 
 def write_config(record: Checkpoint, targets: Sequence[str], base_model: str) -> bytes:
     """The adapter_config.json of a saved state."""
-    alpha = int(record.alpha) if record.alpha.is_integer() else record.alpha
+    alpha = int(record.alpha) if record.alpha == int(record.alpha) else record.alpha
     fields: dict[str, Any] = {
         "alpha_pattern": {},
         "auto_mapping": None,

@@ -174,8 +174,10 @@ def _check_targets(
 ) -> None:
     if targets is None:
         return
+    names = set(targets)
     for module in modules:
-        is_target = any(module == name or module.endswith(f".{name}") for name in targets)
+        parts = module.split(".")
+        is_target = any(".".join(parts[start:]) in names for start in range(len(parts)))
         if is_target and module not in present:
             raise BadRequest(f"target_modules has {module!r}, and the adapter has no tensors of it")
         if module in present and not is_target:

@@ -55,12 +55,15 @@ class Contents:
     size: int  # of the file
 
 
-def read_contents(handle: BinaryIO, size: int | None = None) -> Contents:
+def read_contents(
+    handle: BinaryIO, size: int | None = None, max_header_bytes: int = MAX_HEADER_BYTES
+) -> Contents:
     """Read the header of a file and check it against the file's size.
 
     Args:
         handle: the open file.
         size: bytes of it that count; all unless given.
+        max_header_bytes: a longer header is not read.
 
     Raises:
         ValueError: it is no safetensors file, or its header contradicts itself or the file.
@@ -68,8 +71,10 @@ def read_contents(handle: BinaryIO, size: int | None = None) -> Contents:
     size = handle.seek(0, 2) if size is None else size
     handle.seek(0)
     length = int.from_bytes(handle.read(8), "little")
-    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+    if size < 8 or not 2 <= length <= size - 8:
         raise ValueError("not a safetensors file")
+    if length > max_header_bytes:
+        raise ValueError(f"its header has {length} bytes, at most {max_header_bytes}")
     try:
         header: Any = json.loads(handle.read(length), object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

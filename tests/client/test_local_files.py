@@ -93,6 +93,8 @@ def test_a_folder_that_is_no_adapter_is_refused(
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="is no directory"):
         Adapter(tmp_path / "missing")
+    with pytest.raises(BadRequest, match=r"'adapter_model\.bin' is not taken"):
+        Adapter({CONFIG_NAME: b"c", TENSORS_NAME: b"t", "adapter_model.bin": b""})
     with pytest.raises(BadRequest, match="'x' is not taken"):
         Adapter({CONFIG_NAME: b"c", TENSORS_NAME: b"t", "x": b""})
 

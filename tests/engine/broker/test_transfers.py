@@ -147,6 +147,14 @@ def test_a_part_that_cannot_be_is_refused(header: WritePart, payload: bytes, cod
     assert jobs(actions) == []
 
 
+def test_a_part_that_comes_twice_changes_nothing() -> None:
+    bench = uploading()
+    finish_parts(bench, range(4))
+    bench.say(write(1, request_id=30), bytes(10))
+    assert told(bench.handle(done(6))) == [(30, "")]
+    assert len(jobs(bench.say(FinishUpload(request_id=3, transfer_id=1)))) == 1
+
+
 def test_few_parts_are_on_their_way() -> None:
     bench = uploading(parts_in_flight=2)
     bench.say(write(0), bytes(10))

@@ -43,6 +43,12 @@ def test_the_library_reads_what_is_written() -> None:
     assert len(header) % 8 == 0
 
 
+def test_a_header_beyond_its_bound_is_not_read() -> None:
+    raw = save({"a": np.ones(3, np.float32)})
+    with pytest.raises(ValueError, match="at most 20"):
+        read_contents(BytesIO(raw), max_header_bytes=20)
+
+
 def test_what_follows_the_tensors_may_be_left_out() -> None:
     raw = save({"a": np.ones(3, np.float32)})
     assert read_contents(BytesIO(raw + b"more"), len(raw)).size == len(raw)

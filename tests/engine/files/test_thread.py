@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 from core_bench import RUN
 
-from weft.engine.files.jobs import DeleteState, JobResult, OpenState
+from weft.client import wire
+from weft.client.messages import Failure
+from weft.client.wire import digest_bytes
+from weft.engine.files.jobs import (
+    DeleteState,
+    ImportAdapter,
+    JobResult,
+    OpenSpace,
+    OpenState,
+    WriteBytes,
+)
 from weft.engine.files.store import CheckpointFiles
 from weft.engine.files.thread import StoreThread
 
@@ -44,6 +54,22 @@ def test_a_fault_of_the_disk_is_an_answer_too(
     _, result = done.get(timeout=DEADLINE_S)
     assert (result.code, result.detail) == ("internal", "OSError: input/output error")
     thread.stop()
+
+
+def test_whatever_an_upload_is_called_its_error_can_be_sent(tmp_path: Path) -> None:
+    key = "\\ud800" + "x" * 100_000
+    data = f'{{"{key}": 1}}'.encode()
+    done: Done = queue.SimpleQueue()
+    thread = StoreThread(CheckpointFiles(tmp_path), lambda *item: done.put(item))
+    thread.submit(1, OpenSpace(1))
+    thread.submit(2, WriteBytes(1, 0, digest_bytes(data), data))
+    thread.submit(3, ImportAdapter(1, PATH, "local", "tiny", 0, [], False, 0, {}))
+    thread.start()
+    results = [done.get(timeout=DEADLINE_S)[1] for _ in range(3)]
+    thread.stop()
+    assert results[2].code == "bad_request"
+    failure = Failure(request_id=1, code="bad_request", detail=results[2].detail)
+    assert wire.decode(wire.encode(failure)) == failure
 
 
 def test_a_server_without_a_directory_says_so() -> None:
