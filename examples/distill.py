@@ -3,7 +3,7 @@
 Start `weft serve` first. The teacher, of rank 32, is trained on sums with their answers. The
 student, of rank 4, never sees an answer: it samples, the teacher's sampler gives the
 log-probability of every sampled token, and the difference to the student's own is the token's
-advantage, which descends on the reverse KL. With the default settings, half a minute on two cores,
+advantage, which descends on the reverse KL. With the default settings, 40 seconds on two cores,
 right answers on held-out sums rise from 75 % to 96 %; the teacher has 100 %.
 
 Source: on-policy distillation by reverse KL: Agarwal et al., "On-Policy Distillation of Language

@@ -63,24 +63,24 @@ def datum(prompt: list[int], sequence: SampledSequence, advantage: float) -> Dat
 
 def train_epochs(
     training: TrainingClient, data: list[Datum], rng: random.Random, args: argparse.Namespace
-) -> list[float]:
-    """Train on every datum once an epoch; returns how far the policy is from the samples."""
+) -> tuple[float, float]:
+    """Train on every datum once an epoch.
+
+    Returns:
+        The KL of the policy to the one that sampled, and the share of clipped tokens, as means
+        over the minibatches.
+    """
     config = {"clip_low_threshold": 1 - args.clip, "clip_high_threshold": 1 + args.clip}
     size = -(-len(data) // args.minibatches)
     passes = []
     for _ in range(args.epochs):
         order = rng.sample(data, len(data))
         for start in range(0, len(order), size):
-            minibatch = order[start : start + size]
-            passes.append((minibatch, training.forward_backward(minibatch, "ppo", config)))
+            passes.append(training.forward_backward(order[start : start + size], "ppo", config))
             training.optim_step(AdamParams(learning_rate=args.learning_rate))
-    distances = []
-    for minibatch, future in passes:  # the calls of all epochs are on their way together
-        for given, output in zip(minibatch, future.result().loss_fn_outputs, strict=True):
-            is_sampled = given.loss_fn_inputs["advantages"].to_numpy() != 0
-            old = given.loss_fn_inputs["logprobs"].to_numpy()[is_sampled]
-            distances.append(float((old - output["logprobs"].to_numpy()[is_sampled]).mean()))
-    return distances
+    metrics = [future.result().metrics for future in passes]  # all were on their way together
+    kl = np.mean([found["kl_sample_train_v1:mean"] for found in metrics])
+    return float(kl), float(np.mean([found["clip_fraction:mean"] for found in metrics]))
 
 
 def main() -> None:
@@ -102,9 +102,9 @@ def main() -> None:
             sampler = training.save_weights_and_get_sampling_client()
             sums = [(rng.randint(10, 99), rng.randint(10, 99)) for _ in range(args.prompts)]
             data, share = sample_batch(sampler, sums, args.group, seed=number)
-            distances = train_epochs(training, data, rng, args) if data else [0.0]
+            kl, clipped = train_epochs(training, data, rng, args) if data else (0.0, 0.0)
             shares.append(share)
-            print(f"batch {number}: {share:.0%} right; distance {np.mean(distances):+.4f}")
+            print(f"batch {number}: {share:.0%} right, KL {kl:.4f}, {clipped:.1%} clipped")
     fifth = max(1, len(shares) // 5)
     print(f"right answers {np.mean(shares[:fifth]):.0%} -> {np.mean(shares[-fifth:]):.0%}")
 
