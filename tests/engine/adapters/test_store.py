@@ -45,6 +45,22 @@ def noise(store: AdapterStore, run: Run, seed: int) -> torch.Tensor:
     return torch.randn(store.flat(run, MASTER).shape, generator=torch.Generator().manual_seed(seed))
 
 
+def test_a_family_of_which_the_model_has_no_linears_is_refused() -> None:
+    store = AdapterStore(
+        [*SITES[:4], SITES[-1]],
+        device="cpu",
+        dtype=torch.float32,
+        state_bytes=1 << 20,
+        weights_bytes=1 << 20,
+    )
+    with pytest.raises(BadRequest, match=r"no linears of MLP .*, only of ATTN\|UNEMBED"):
+        make_run(store)
+    run = store.create(
+        rank=4, alpha=1.0, train_attn=True, train_mlp=False, train_unembed=True, seed=0
+    )
+    assert run.targets == Targets.ATTN | Targets.UNEMBED
+
+
 def test_a_starts_uniform_from_its_seed_and_b_zero() -> None:
     store = make_store()
     first, again, other = (

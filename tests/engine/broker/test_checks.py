@@ -1,9 +1,11 @@
 """What the broker refuses by its books: names, paths, ranks, models."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from core_bench import (
+    CARD,
     OTHER,
     RUN,
     CoreBench,
@@ -59,6 +61,16 @@ def test_a_run_must_train_something() -> None:
     bench.hello()
     header = create_run(train_attn=False, train_mlp=False)
     assert told(bench.say(header)) == [(1, "bad_request")]
+
+
+def test_a_run_must_train_what_its_model_has() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.add_worker(card=replace(CARD, targets=["attn", "unembed"]))
+    header = create_run(train_attn=True, train_mlp=True)
+    assert told(bench.say(header)) == [(1, "bad_request")]
+    header = create_run(request_id=2, train_attn=True, train_mlp=False)
+    assert dispatched(bench.say(header)) == [("create_run", 0)]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "../x", ".hidden", "a\x00b", "x" * 200, "a b"])
