@@ -8,6 +8,7 @@ from core_bench import (
     CARD,
     OTHER,
     RUN,
+    SESSION,
     CoreBench,
     checkpoint,
     create_run,
@@ -69,8 +70,8 @@ def test_a_run_must_train_what_its_model_has() -> None:
     bench.add_worker(card=replace(CARD, targets=["attn", "unembed"]))
     header = create_run(train_attn=True, train_mlp=True)
     assert told(bench.say(header)) == [(1, "bad_request")]
-    header = create_run(request_id=2, train_attn=True, train_mlp=False)
-    assert dispatched(bench.say(header)) == [("create_run", 0)]
+    other = create_run(2, f"{SESSION}:train:1", train_attn=True, train_mlp=False)
+    assert dispatched(bench.say(other)) == [("create_run", 0)]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "../x", ".hidden", "a\x00b", "x" * 200, "a b"])
