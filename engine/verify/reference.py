@@ -77,8 +77,9 @@ class Reference:
     def gradients_of(self, tenant: Tenant) -> Gradients:
         """Gradients of a tenant's adapter through `peft` and autograd, by our names.
 
-        Where `peft` refuses a linear, as it does in models that can hand its weight to a kernel,
-        the adapter is added to the linear's output, and the rest is autograd as well.
+        `peft` refuses or leaves out some linears: of models that can hand a weight to a kernel, and
+        those whose names it takes for experts. Then the adapter is added to the linear's output,
+        and the rest is autograd as well.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -93,13 +94,17 @@ class Reference:
                 self._model.set_submodule(name, linear)
             refusal = str(error).strip().splitlines()[0].split(". ")[0]
             return Gradients(self._plain_gradients(tenant), refusal)
+        parameters = dict(model.named_parameters())
+        found = {name: parameters.get(_peft_name(name)) for name in tenant.tensors}
+        leaves = {name: leaf for name, leaf in found.items() if leaf is not None}
         try:
-            parameters = dict(model.named_parameters())
-            leaves = {name: parameters[_peft_name(name)] for name in tenant.tensors}
-            return Gradients(self._backward(model, tenant, leaves))
+            if len(leaves) == len(found):
+                return Gradients(self._backward(model, tenant, leaves))
         finally:
             with quiet():
                 self._model = model.unload()
+        left_out = next(name for name in found if name not in leaves).rsplit(".lora_", 1)[0]
+        return Gradients(self._plain_gradients(tenant), f"it makes no adapter for {left_out}")
 
     def _plain_gradients(self, tenant: Tenant) -> dict[str, Tensor]:
         leaves = {
