@@ -244,6 +244,26 @@ def test_a_template_that_cannot_serve_is_refused(template: str | None, message: 
         Renderer(byte_tokenizer(template, CHATML_TOKENS))
 
 
+def test_marks_need_a_tokenizer_that_knows_its_characters() -> None:
+    class Slow:
+        """A tokenizer that cannot tell which characters a token covers."""
+
+        def __init__(self, tokenizer: Any) -> None:
+            self._tokenizer = tokenizer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._tokenizer, name)
+
+        def apply_chat_template(self, *args: Any, tokenize: bool, **kwargs: Any) -> Any:
+            if tokenize:
+                raise NotImplementedError
+            return self._tokenizer.apply_chat_template(*args, tokenize=False, **kwargs)
+
+    renderer = Renderer(Slow(byte_tokenizer(MARKED, CHATML_TOKENS)))
+    with pytest.raises(BadRequest, match="needs a fast tokenizer"):
+        renderer.build_supervised_example(TALK)
+
+
 def test_marks_that_do_not_fit_the_turns_are_refused() -> None:
     twice = "{% endgeneration %}-{% generation %}.{% endgeneration %}"
     template = MARKED.replace("{% endgeneration %}", twice)
