@@ -22,6 +22,7 @@ from .errors import (
     TinkerError,
     WeftError,
 )
+from .events import EventStream, ServerEvent
 from .futures import APIFuture
 from .learning_rates import lora_learning_rate
 from .renderers import Renderer
@@ -76,6 +77,7 @@ __all__ = [
     "Disconnected",
     "EncodedTextChunk",
     "EngineFailed",
+    "EventStream",
     "ForwardBackwardOutput",
     "GetInfoResponse",
     "GetServerCapabilitiesResponse",
@@ -100,6 +102,7 @@ __all__ = [
     "SamplingParams",
     "SaveWeightsForSamplerResponse",
     "SaveWeightsResponse",
+    "ServerEvent",
     "ServiceClient",
     "StopReason",
     "SupportedModel",

@@ -7,6 +7,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from contextlib import suppress
 from itertools import count
 from typing import Any, TypeVar
 
@@ -14,11 +15,12 @@ import zmq
 
 from . import wire
 from .actions import AnswerPart, Outgoing
-from .errors import BadRequest
+from .errors import BadRequest, Disconnected
+from .events import EventStream
 from .futures import APIFuture
 from .link import CLIENT, Link
-from .loop import Loop, Sink
-from .messages import SPOKEN_VERSIONS, Command, Hello, Request, Sample, Welcome
+from .loop import Loop, Sink, nothing
+from .messages import SPOKEN_VERSIONS, Command, Hello, Request, Sample, Watch, Welcome
 from .waiting_line import WaitingLine
 from .watching import RequestWatch
 from .wire import Buffer
@@ -112,6 +114,28 @@ class Connection:
         link, number = self._loop.link, outgoing.request_id
         watch = RequestWatch(self._loop, self._line, number)
         return APIFuture(source, lambda: link.describe(number, time.monotonic()), watch)
+
+    def watch(self) -> EventStream:
+        """A stream of what happens on the server from now on; waits for the server.
+
+        Raises:
+            Busy: too many clients watch.
+        """
+        stream = EventStream(self._unwatch)
+        self._loop.add_stream(stream)
+        header = Watch(request_id=self.new_request_id(), enabled=True)
+        try:
+            self.send([header], [()], nothing).result()
+        except BaseException:
+            self._loop.remove_stream(stream)
+            raise
+        return stream
+
+    def _unwatch(self, stream: EventStream) -> None:
+        if self._loop.remove_stream(stream):
+            header = Watch(request_id=self.new_request_id(), enabled=False)
+            with suppress(Disconnected):  # the session has ended
+                self.send([header], [()], nothing)
 
     def welcome(self) -> Welcome | None:
         """What the server said when it was reached last; None before."""

@@ -36,6 +36,7 @@ LIMITS: dict[str, Limit] = {
     # A client.
     "unanswered_bytes": Limit(1 << 30, "bytes", "busy", "a client's calls without an answer"),
     "connect_s": Limit(8, "s", "disconnected", "a client's wait for the first answer of a server"),
+    "kept_events": Limit(4096, "count", "", "events that a client keeps for a slow reader"),
     "heartbeat_s": Limit(3, "s", "", "silence after which a peer sends a heartbeat"),
     "liveness_s": Limit(20, "s", "", "silence after which a client connects anew"),
     "reconnect_s": Limit(3600, "s", "disconnected", "a client's wait for a server that went away"),

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -15,12 +16,25 @@ from typing import Any
 import zmq
 
 from . import wire
-from .actions import Action, Answer, AnswerPart, Ask, Connect, Fail, Greeted, Lost, Outgoing, Send
+from .actions import (
+    Action,
+    Answer,
+    AnswerPart,
+    Ask,
+    Connect,
+    Fail,
+    Greeted,
+    Happened,
+    Lost,
+    Outgoing,
+    Send,
+)
 from .answers import read_result
 from .errors import BadRequest, Busy, EngineFailed, WeftError, from_code
+from .events import EventStream, ServerEvent
 from .limits import limit
 from .link import Link
-from .messages import CloseSampler, Explain, Request, Void
+from .messages import CloseSampler, Explain, Request, Void, Watch
 from .waiting import read_reasons
 from .wire import Buffer
 
@@ -64,6 +78,7 @@ class Loop:
         self._lock = threading.Lock()
         self._submitted: deque[Outgoing] = deque()
         self._sinks: dict[int, Sink] = {}
+        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._unanswered = 0
         self._is_stopping = False
         self._is_signalled = False
@@ -124,6 +139,17 @@ class Loop:
         self.submit(outgoing, sink)
         return sink.source
 
+    def add_stream(self, stream: EventStream) -> None:
+        """Give events to a stream from now on, as long as somebody holds it."""
+        with self._lock:
+            self._streams.add(stream)
+
+    def remove_stream(self, stream: EventStream) -> bool:
+        """Give a stream no more events; whether none is left."""
+        with self._lock:
+            self._streams.discard(stream)
+            return not self._streams
+
     def stop(self) -> None:
         with self._lock:
             self._is_stopping = True
@@ -171,6 +197,7 @@ class Loop:
                 bell.close(0)
             if self._socket is not None:
                 self._socket.close(0 if self.link.welcome is None else _FAREWELL_MS)
+            self._end_streams(from_code("disconnected", "the connection was closed"))
             if self._owns_context and self._context is not None:
                 self._context.term()
 
@@ -275,12 +302,26 @@ class Loop:
                 case Lost(error):
                     log.debug("lost: %s", error)
                     self._disconnect()
+                    self._end_streams(error)
                 case Ask(request_ids):
                     self._ask(request_ids)
                 case Greeted(welcome):
                     log.debug("%s is %s", self.link.address, welcome.server)
-                case _:
-                    pass
+                    if self._open_streams():  # the session may be a new one
+                        header = Watch(request_id=next(self.request_ids), enabled=True)
+                        self._tell(header, time.monotonic())
+                case Happened(event):
+                    for stream in self._open_streams():
+                        stream.put(ServerEvent(event.name, event.fields))
+
+    def _open_streams(self) -> list[EventStream]:
+        with self._lock:
+            return list(self._streams)
+
+    def _end_streams(self, error: WeftError) -> None:
+        for stream in self._open_streams():
+            stream.fail(error)
+            self.remove_stream(stream)
 
     def _flush(self) -> None:
         socket = self._socket

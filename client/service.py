@@ -11,6 +11,7 @@ from . import environment
 from .answers import read_result
 from .connection import Connection
 from .errors import BadRequest, Busy
+from .events import EventStream
 from .futures import APIFuture, as_coroutine, in_thread
 from .limits import limit
 from .local_files import Source
@@ -216,6 +217,16 @@ class ServiceClient:
         """A client that lists runs and checkpoints."""
         return RestClient(self._session)
 
+    def watch(self) -> EventStream:
+        """A stream of what happens on the server from now on; waits for the server.
+
+        Its events are those of the caller's own sessions, runs and calls, and of the workers.
+
+        Raises:
+            Busy: too many clients watch.
+        """
+        return self.connection.watch()
+
     def get_tokenizer(self, base_model: str) -> Any:
         """The tokenizer of a model by name or alias, as `transformers` loads it."""
         return load_tokenizer(self._session.find_card(base_model))
@@ -233,6 +244,7 @@ class ServiceClient:
     create_training_client_from_peft_async = in_thread(create_training_client_from_peft)
     create_sampling_client_async = in_thread(create_sampling_client)
     create_rest_client_async = as_coroutine(create_rest_client)
+    watch_async = in_thread(watch)
 
     def __enter__(self) -> "ServiceClient":
         return self

@@ -169,7 +169,7 @@ def test_a_full_memory_refuses_a_fork_and_holds_up_nobody(
 ) -> None:
     monkeypatch.setitem(LIMITS, "room_s", Limit(0.2, "s", "busy", ""))
     run = started(service, model_path, rank=256)
-    forks = []
+    forks: list[TrainingClient] = []
     with pytest.raises(Busy, match="no room for the training state of a fork"):
         forks.extend(run.fork() for _ in range(64))
     train(run, 20, 1)

@@ -21,7 +21,7 @@ _SECTION = re.compile(r"(Args|Returns|Raises|Source):[ ]*(.*)")
 _DEFAULT = re.compile(r"(?<=[\w\])'])=(?=[^=])")
 _ITEM = re.compile(r"^(\*{0,2}\w[\w, ]*): (.*)$")
 
-MADE_BY_OTHERS = {"APIFuture", "RestClient", "SamplingClient", "TrainingClient"}
+MADE_BY_OTHERS = {"APIFuture", "EventStream", "RestClient", "SamplingClient", "TrainingClient"}
 MAX_WIDTH = 100
 
 
@@ -67,6 +67,11 @@ PAGES = {
         "APIFuture",
         "The result of a call that is on its way.",
         (Part("client/futures.py", ("APIFuture",)),),
+    ),
+    "events": Page(
+        "EventStream",
+        "What happens on the server, as it happens.",
+        (Part("client/events.py", ("EventStream", "ServerEvent")),),
     ),
     "inputs": Page(
         "Inputs and options",

@@ -75,6 +75,7 @@ class FakeBroker:
             "void": lambda header, _: [reply(header, {})],
             "sample": sample,
             "query": query,
+            "watch": lambda header, _: [reply(header, {})],
         }
         self._sessions: dict[bytes, str] = {}
         self._changed = threading.Condition()
