@@ -1,7 +1,7 @@
 """Direct preference optimization as a custom loss: weft/tiny learns to answer in whole sentences.
 
-Start `weft serve` first. To "What is 3+4?" the model answers "7" or "The answer is 7.", one as
-often as the other; each pair prefers the sentence. The loss is computed here, in numpy, from
+Start `weft serve` first. To "What is 3+4?" the model answers "7" or "The answer is 7.", one about
+as often as the other; each pair prefers the sentence. The loss is computed here, in numpy, from
 log-probabilities that the server gives; the server is sent its gradient. In the default 40 steps,
 ten seconds on two cores, whole sentences rise from 44 % to 100 % on sums that are in no pair.
 
