@@ -1,10 +1,12 @@
 """Every loss through the real client: against the caller's own formula, cut up, and among others."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from docs_pages import DOCS
 from plain_losses import POLICY, plain_losses
 from tenants import VOCAB_SIZE, logprobs, make_data
 from transformers import AutoModelForCausalLM
@@ -282,3 +284,17 @@ def test_a_policy_that_sampled_what_it_trains_on_has_ratio_1(
     assert metrics["num_loss_tokens:sum"] == 54
     assert metrics["queue_s:max"] >= 0
     assert metrics["compute_s:sum"] > 0
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_there(
+    service: ServiceClient, model_path: str
+) -> None:
+    (run,) = new_runs(service, model_path, 1)
+
+    def nothing(data: list[Datum], logprobs: list[np.ndarray]) -> Any:
+        return 0.0, [0 * one for one in logprobs]
+
+    outputs = [run.forward(loss_data(1, loss_fn), loss_fn).result(60) for loss_fn in LOSSES]
+    outputs.append(run.forward_backward_custom(make_data(1), numpy_fn=nothing).result(60))
+    found = {name for output in outputs for name in output.metrics}
+    assert found == set(re.findall(r"^\| `(\w+:\w+)`", (DOCS / "losses.md").read_text(), re.M))

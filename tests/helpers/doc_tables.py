@@ -4,6 +4,7 @@ from pathlib import Path
 
 from weft.client.errors import CODES
 from weft.client.limits import LIMITS
+from weft.client.losses import LOSSES, LossInput
 from weft.client.waiting import REASONS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -36,14 +37,40 @@ def reasons_table() -> str:
     return _table("| code | told by | meaning | what helps |", rows)
 
 
-TABLES = {"errors.md": errors_table, "limits.md": limits_table, "waiting.md": reasons_table}
+def losses_table() -> str:
+    """Every loss, as a Markdown table."""
+    rows = []
+    for name, loss in LOSSES.items():
+        inputs = ", ".join(map(_loss_input, loss.inputs))
+        options = ", ".join(f"`{key}` {value:.10g}" for key, value in loss.config.items())
+        rows.append(f"| `{name}` | {inputs} | {options} |")
+    return _table("| loss | inputs | options and their defaults |", rows)
+
+
+def _loss_input(item: LossInput) -> str:
+    match item.default:
+        case None:
+            return f"`{item.name}`"
+        case str():
+            return f"[`{item.name}`: the option]"
+        case _:
+            return f"[`{item.name}`: {item.default:g}]"
+
+
+TABLES = {
+    "errors.md": errors_table,
+    "limits.md": limits_table,
+    "losses.md": losses_table,
+    "waiting.md": reasons_table,
+}
 
 
 def split(text: str) -> tuple[str, str, str]:
-    """What stands before the table of a document, the table, and what follows."""
+    """What stands before the first table of a document, the table, and what follows."""
     lines = text.splitlines(keepends=True)
-    rows = [index for index, line in enumerate(lines) if line.startswith("|")]
-    first, last = rows[0], rows[-1] + 1
+    first = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    rest = (index for index in range(first, len(lines)) if not lines[index].startswith("|"))
+    last = next(rest, len(lines))
     return "".join(lines[:first]), "".join(lines[first:last]), "".join(lines[last:])
 
 
