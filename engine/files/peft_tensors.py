@@ -172,13 +172,21 @@ def _check_layers(present: Set[str], spans: Sequence[SiteSpan]) -> None:
 def _check_targets(
     targets: Sequence[str] | None, present: Set[str], modules: Mapping[str, SiteSpan]
 ) -> None:
+    """Every name must have tensors, and every tensor a name. A name may mean several modules."""
     if targets is None:
         return
-    names = set(targets)
+    lacking: dict[str, str] = {}  # names of modules that have no tensors, and one such module each
+    found: set[str] = set()
     for module in modules:
         parts = module.split(".")
-        is_target = any(".".join(parts[start:]) in names for start in range(len(parts)))
-        if is_target and module not in present:
-            raise BadRequest(f"target_modules has {module!r}, and the adapter has no tensors of it")
-        if module in present and not is_target:
+        ends = {".".join(parts[start:]) for start in range(len(parts))}.intersection(targets)
+        if module not in present:
+            lacking |= dict.fromkeys(ends, module)
+        elif ends:
+            found |= ends
+        else:
             raise BadRequest(f"the adapter has {module!r}, which is not among its target_modules")
+    for name in sorted(lacking.keys() - found):
+        raise BadRequest(
+            f"target_modules has {name!r}, and the adapter has no tensors of {lacking[name]!r}"
+        )

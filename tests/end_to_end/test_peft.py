@@ -9,6 +9,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from hosted_models import save_family
 from random_models import save_random_model
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
@@ -33,10 +34,14 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["untied", "tied"])
+@pytest.fixture(scope="module", params=["untied", "tied", "phi3"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two of ours, and one in transformers' own code with fused modules."""
     path = tmp_path_factory.mktemp(request.param)
-    save_random_model(path, vocab_size=VOCAB_SIZE, is_tied=request.param == "tied")
+    if request.param == "phi3":
+        save_family(path, "phi3", vocab_size=VOCAB_SIZE)
+    else:
+        save_random_model(path, vocab_size=VOCAB_SIZE, is_tied=request.param == "tied")
     return str(path)
 
 
@@ -99,7 +104,8 @@ def test_two_adapters_together_are_the_whole(
 def test_an_adapter_of_peft_computes_the_same_here(
     own_service: ServiceClient, model: str, tmp_path: Path
 ) -> None:
-    folder = save_peft_adapter(model, tmp_path, use_rslora=True)
+    targets = ["o_proj", "down_proj"]
+    folder = save_peft_adapter(model, tmp_path, target_modules=targets, use_rslora=True)
     run = own_service.create_training_client_from_peft(folder, model)
     assert_same_model(run, load_peft(model, folder))
 
@@ -107,6 +113,7 @@ def test_an_adapter_of_peft_computes_the_same_here(
 def save_peft_adapter(model: str, folder: Path, **config: Any) -> Path:
     """A random adapter of two modules, saved by peft."""
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    torch.manual_seed(0)
     fields = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
     adapted = peft.get_peft_model(
         base, peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **fields | config)

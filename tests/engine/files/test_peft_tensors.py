@@ -5,7 +5,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from adapter_files import SPANS, key, make_tensors
+from adapter_files import SPANS, key, make_tensors, span
 from safetensors.numpy import save
 from safetensors.torch import save as save_torch
 
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused_by_name(tensors: dict[str, np.ndarray], me
     ("targets", "message"),
     [
         (("q_proj",), "v_proj.*is not among its target_modules"),
-        (("q_proj", "v_proj", "o_proj"), "o_proj.*no tensors of it"),
+        (("q_proj", "v_proj", "o_proj"), "'o_proj', and the adapter has no tensors of"),
         ((Q0, "v_proj"), "layers.1.self_attn.q_proj.*is not among"),
     ],
 )
@@ -131,6 +131,26 @@ def test_targets_and_tensors_must_agree(targets: tuple[str, ...], message: str) 
         fit(make_tensors(), PeftConfig(2, 8.0, targets))
 
 
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("self_attn.q_proj", "v_proj", "fc")])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        pytest.param(("q_proj", "v_proj"), id="last parts"),
+        pytest.param(("self_attn.q_proj", "v_proj", "fc"), id="more, and one that is not there"),
+        pytest.param(("self_attn.q_proj", "v_proj", "proj"), id="no end of a whole part"),
+    ],
+)
 def test_targets_may_be_ends_of_names(targets: tuple[str, ...]) -> None:
     assert fit(make_tensors(), PeftConfig(2, 8.0, targets)).families == {"attn"}
+
+
+def test_a_name_may_mean_modules_that_the_adapter_leaves_alone() -> None:
+    spans = [span("h.{}.attn.c_proj", "attn", 6, 8), span("h.{}.mlp.c_proj", "mlp", 6, 8)]
+    zeros = {"A": np.zeros((2, 6), np.float32), "B": np.zeros((8, 2), np.float32)}
+    tensors = {
+        key(f"h.{layer}.attn.c_proj", half): values
+        for layer in (0, 1)
+        for half, values in zeros.items()
+    }
+    contents = read_contents(BytesIO(save(tensors)))
+    adapter = match(PeftConfig(2, 8.0, ("c_proj",)), contents.tensors, spans)
+    assert adapter.families == {"attn"}
