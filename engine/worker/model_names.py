@@ -6,6 +6,7 @@ from pathlib import Path
 from ...client.errors import BadRequest, NotFound
 
 TINY = "weft/tiny"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +60,6 @@ def check_files(directory: Path) -> None:
     if not any(directory.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing:
-        raise BadRequest(f"{directory} lacks {' and '.join(missing)}")
+        pickles = sorted(path.name for ending in _PICKLES for path in directory.glob(ending))
+        detail = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
+        raise BadRequest(f"{directory} lacks {' and '.join(missing)}{detail}")

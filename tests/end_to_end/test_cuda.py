@@ -1,8 +1,11 @@
 """The same engine on a CUDA device, through PyTorch's operations."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hosted_models import save_family
 from tenants import train
 
 from weft.client import ModelInput, SamplingParams
@@ -37,3 +40,16 @@ def test_a_gpu_samples_in_bfloat16(model_path: str) -> None:
         params = SamplingParams(max_tokens=8, stop=[])
         response = sampler.sample(ModelInput.from_ints([1, 2, 3]), 3, params).result(60)
     assert [len(sequence.tokens) for sequence in response.sequences] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "jamba"])  # packed, and one sequence at a time
+def test_a_model_of_transformers_trains_on_a_gpu_as_on_a_cpu(tmp_path: Path, kind: str) -> None:
+    path, losses = str(save_family(tmp_path, kind)), []
+    for device in ("cpu", "cuda"):
+        with (
+            Engine(path, device=device, dtype="float32", memory_bytes=1 << 30) as engine,
+            engine.client() as service,
+        ):
+            run = service.create_lora_training_client(path, rank=7, seed=1, train_mlp=False)
+            losses.append(train(run, 1, 4))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)

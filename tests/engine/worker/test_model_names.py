@@ -34,3 +34,10 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BadRequest, match=r"lacks \*\.safetensors"):
         check_files(tmp_path)
+
+
+def test_a_directory_of_pickles_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(BadRequest, match=r"pytorch_model\.bin is a pickle, which is never read"):
+        check_files(tmp_path)
