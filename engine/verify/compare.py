@@ -1,13 +1,14 @@
 """Judge our numbers against the reference's. Pure: tensors in, one row out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .record import Check, judged
 
+_TINY = 1e-30  # stands for zero in a quotient
 _ROUNDINGS_PER_LAYER = 20  # places in a layer where a value is rounded to the compute type
 
 
@@ -98,32 +99,29 @@ def compare_gradients(
     is_packed: bool,
 ) -> Check:
     """Norm of the difference relative to that of the gradient, tenant by tenant; worst counts."""
-    worst, worst_name = 0.0, ""
-    num_tensors = 0
-    errors: list[float] = []
+    totals: list[float] = []
+    errors: dict[str, float] = {}
     for rank, found, expected in zip(ranks, ours, theirs, strict=True):
         if found.keys() != expected.keys():
             return judged("gradients", False, "", f"the adapter of rank {rank} has other tensors")
-        num_tensors += len(found)
-        flat = {name: found[name] - expected[name] for name in expected}
-        total = math.sqrt(sum(float(tensor.square().sum()) for tensor in expected.values()))
-        errors.append(
-            math.sqrt(sum(float(tensor.square().sum()) for tensor in flat.values())) / total
-        )
-        for name, difference in flat.items():
-            norm = float(expected[name].norm())
-            error = float(difference.norm()) / max(norm, 1e-3 * total / math.sqrt(len(flat)))
-            if not error <= worst:
-                worst, worst_name = error, name
-    error = max(errors, key=lambda value: (math.isnan(value), value))
-    is_good = error <= limit and worst <= 10 * limit
+        differences = {name: found[name] - expected[name] for name in expected}
+        size = _norm(expected.values())
+        totals.append(_norm(differences.values()) / size)
+        floor = 1e-3 * size / math.sqrt(len(expected))  # below it a tensor is as good as zero
+        for name, difference in differences.items():
+            errors[f"{name} (rank {rank})"] = _norm([difference]) / max(
+                _norm([expected[name]]), floor
+            )
+    error = max(totals, key=_badness)
+    worst = max(errors, key=lambda name: _badness(errors[name]))
+    is_good = error <= limit and errors[worst] <= 10 * limit
     how = "in one batch" if is_packed else "one after the other"
     return judged(
         "gradients",
         is_good,
         f"error {error:.1e}, limit {limit:.1e}",
-        f"adapters of rank {', '.join(map(str, ranks))} {how}, {num_tensors} tensors against peft; "
-        f"worst {worst_name} {worst:.1e}",
+        f"adapters of rank {', '.join(map(str, ranks))} {how}, {len(errors)} tensors against peft; "
+        f"worst {worst} {errors[worst]:.1e}",
     )
 
 
@@ -135,7 +133,7 @@ def compare_isolated(
         _rms(found - expected) / _rms(expected - expected.mean(-1, keepdim=True))
         for found, expected in zip(together, alone, strict=True)
     ]
-    error = max(errors, key=lambda value: (math.isnan(value), value))
+    error = max(errors, key=_badness)
     how = "in one batch" if is_packed else "in turn, one sequence at a time"
     return judged(
         "isolation",
@@ -143,6 +141,16 @@ def compare_isolated(
         f"rms {error:.1e}, limit {limit:.1e}",
         f"two adapters, the base model and an adapter of NaN {how}: each as alone",
     )
+
+
+def _badness(error: float) -> tuple[bool, float]:
+    """Order of errors: a NaN is worse than any number."""
+    return math.isnan(error), error
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    squares = sum(float(tensor.double().square().sum()) for tensor in tensors)
+    return math.sqrt(squares) or _TINY
 
 
 def _rms(tensor: Tensor) -> float:

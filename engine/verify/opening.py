@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import torch
+
+from ...client.errors import BadRequest
 from ..adapters.store import AdapterStore
+from ..hosted.checkpoint import checkpoint_parameters
 from ..hosted.model import PackedModel, SequentialHosted
 from ..model.base import BaseModel
 from ..sampling.base_generator import BaseGenerator
@@ -10,6 +14,7 @@ from ..sampling.generate import Generator
 from ..sampling.kv_cache import KVCache
 from ..sampling.sequential import SequentialGenerator
 from ..worker.config import WorkerConfig
+from ..worker.devices import free_bytes
 from ..worker.planning import Wishes, plan_hosted, plan_native
 from .record import Check, passed
 
@@ -33,6 +38,17 @@ def open_generator(model: BaseModel) -> BaseGenerator:
         dtype=model.dtype,
     )
     return Generator(model, store, cache)
+
+
+def check_room(directory: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse weights that do not fit into what is free, before they are read; raises BadRequest."""
+    needed, free = checkpoint_parameters(directory) * dtype.itemsize, free_bytes(device)
+    if needed > free:
+        kind = str(dtype).removeprefix("torch.")
+        raise BadRequest(
+            f"its weights take {needed / 1e9:.3g} GB in {kind}, and {free / 1e9:.3g} are free",
+            "out_of_memory",
+        )
 
 
 def check_model(model: BaseModel) -> Check:

@@ -1,8 +1,9 @@
 """The order of a verification: files, tokens, our side, the reference, one row after another.
 
 Memory: one copy of the weights in the compute type at a time. Our side is closed before the
-reference is opened. Beside it stand adapters of rank 20 in all (20 bytes a parameter), the logits
-of 138 tokens and the activations of 256 trained tokens.
+reference is opened. Beside it stand adapters of rank 17 in all (20 bytes a parameter), the logits
+of 138 tokens and the activations of 256 trained tokens. What cannot hold the weights is told before
+they are read.
 
 Not checked, since both sides run it alike: a config.json that states another rotary base, epsilon
 or activation than the weights were trained with.
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from ...client.errors import WeftError
+from ..model.base import BaseModel
 from ..worker.base_models import open_model
 from ..worker.devices import choose_device, choose_dtype, granted_bytes
 from ..worker.loading import load_tokenizer
@@ -26,7 +28,7 @@ from . import files
 from .comparisons import Comparison, Gradients, Greedy, Logits, Side
 from .facts import Facts, check_config, read_facts
 from .isolation import check_isolation
-from .opening import check_memory, check_model, open_generator
+from .opening import check_memory, check_model, check_room, open_generator
 from .probes import make_pool
 from .record import Check, failed, failure, guarded, skipped
 from .reference import Reference, has_peft
@@ -147,40 +149,37 @@ def _check_tokens(rows: Rows, source: ModelSource, facts: Facts | None) -> Any |
 
 
 def _check_numbers(rows: Rows, machine: Machine, tokenizer: Any | None) -> None:
+    granted = granted_bytes(0, machine.device)
+    try:
+        check_room(machine.directory, machine.device, machine.dtype)
+        model = open_model(
+            machine.directory, machine.modelling, device=machine.device, dtype=machine.dtype
+        )
+    except Exception as error:  # ours, and what a device or a library raises
+        rows.add(failure("model", error))
+        for name in _NUMBERS[1:]:
+            rows.add(skipped(name, "the model cannot be opened"))
+        return
+    rows.add(check_model(model))
+    rows.run("memory", partial(check_memory, model, machine.directory, granted))
     comparisons: list[Comparison] = [Logits(), Greedy()]
     if has_peft():
         comparisons.append(Gradients())
-    ready = _our_side(rows, machine, tokenizer, comparisons)
-    _free(machine.device)
+    ready = _our_side(rows, model, tokenizer, comparisons)
+    del model
+    gc.collect()
+    if machine.device.type == "cuda":
+        torch.cuda.empty_cache()
     if ready:
-        try:
-            reference = Reference(machine.directory, machine.device, machine.dtype)
-        except Exception as error:  # libraries raise what they like
-            for comparison in ready:
-                rows.add(failure(comparison.name, error))
-        else:
-            for comparison in ready:
-                rows.run(comparison.name, partial(comparison.judge, reference))
+        _judge(rows, machine, ready)
     if not has_peft():
         rows.add(skipped("gradients", "peft is not installed: pip install 'weft[verify]'"))
 
 
 def _our_side(
-    rows: Rows, machine: Machine, tokenizer: Any | None, comparisons: list[Comparison]
+    rows: Rows, model: BaseModel, tokenizer: Any | None, comparisons: list[Comparison]
 ) -> list[Comparison]:
     """Our part of everything; returns what the reference is wanted for."""
-    granted = granted_bytes(0, machine.device)
-    try:
-        model = open_model(
-            machine.directory, machine.modelling, device=machine.device, dtype=machine.dtype
-        )
-    except WeftError as error:
-        rows.add(failed("model", str(error)))
-        for name in _NUMBERS[1:]:
-            rows.add(skipped(name, "the model cannot be opened"))
-        return []
-    rows.add(check_model(model))
-    rows.run("memory", lambda: check_memory(model, machine.directory, granted))
     pool = make_pool(tokenizer, model.config.vocab_size, _POOL_TOKENS)
     side = Side(model, open_generator(model), tokenizer, make_tenants(model.sites, pool))
     rows.run("isolation", lambda: check_isolation(side))
@@ -196,7 +195,12 @@ def _our_side(
     return ready
 
 
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def _judge(rows: Rows, machine: Machine, comparisons: list[Comparison]) -> None:
+    try:
+        reference = Reference(machine.directory, machine.device, machine.dtype)
+    except Exception as error:  # libraries raise what they like
+        for comparison in comparisons:
+            rows.add(failure(comparison.name, error))
+        return
+    for comparison in comparisons:
+        rows.run(comparison.name, partial(comparison.judge, reference))

@@ -96,7 +96,7 @@ def test_one_small_tensor_that_is_all_wrong_fails_and_is_named() -> None:
     check = compare_gradients([ours], [expected], (4,), LIMIT, is_packed=True)
 
     assert check.status == "FAIL"
-    assert "worst c.lora_a 1.0e+00" in check.detail
+    assert "worst c.lora_a (rank 4) 1.0e+00" in check.detail
 
 
 def test_a_gradient_that_is_missing_or_nan_fails() -> None:

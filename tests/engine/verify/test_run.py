@@ -174,6 +174,19 @@ def test_without_peft_the_gradients_are_skipped_and_the_sentence_says_what_to_in
     assert "weft[verify]" in rows["gradients"].detail
 
 
+def test_weights_that_do_not_fit_are_told_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_whole_model(tmp_path)
+    monkeypatch.setattr("weft.engine.verify.opening.free_bytes", lambda device: 100_000)
+
+    rows = table(tmp_path)
+
+    assert list(rows) == ROWS
+    assert "take 0.000169 GB in float32, and 0.0001 are free" in rows["model"].detail
+    assert {rows[name].status for name in NUMBERS[1:]} == {"SKIP"}
+
+
 def test_a_fault_of_our_side_fails_in_its_row_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
