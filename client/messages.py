@@ -170,6 +170,9 @@ class ForwardBackward(Command):
     """One part of one call. Arrays: tokens, lengths, and the loss function's inputs.
 
     All parts of a call carry the same request_id, seq, loss and config; `digest` covers the part.
+    Where tokens have any number of targets, `target_counts` (int32) says how many each has, and
+    target_tokens and weights hold those of all tokens end to end. A later part may then have no
+    datum and no token, but further targets of those before.
     """
 
     kind: ClassVar[str] = "forward_backward"
@@ -353,7 +356,7 @@ class Reply(Header):
     """One part of a success. Part 0 carries `result`; array names depend on the request.
 
     create_run, fork_run  {"run_id", "rank", "alpha", "base_model", "tokenizer", ...}
-    forward_backward  {"metrics": {"loss:sum": ...}} and logprobs [tokens of the part]
+    forward_backward  {"metrics": {"loss:sum": ...}} and logprobs [targets of the part]
     optim_step        {"metrics": {"unclipped_grad_l2:mean": ..., ...}}
     save_state, save_for_sampler  {"path", "size_bytes"} as far as they apply
     sample            {"stop_reasons": [...]}, arrays tokens, lengths, logprobs and, when asked

@@ -28,7 +28,7 @@ class SoftTargets:
     weights: Float32s  # [M]
     totals: Float32s  # [Q] sum of each row's weights
     pull_starts: Int64s  # [Q + 1] of each row's pulls
-    pull_targets: Int64s  # [P] rising within a row
+    pull_targets: Int64s  # [P]
     pull_weights: Float32s  # [P]
 
     @classmethod
@@ -48,14 +48,8 @@ class SoftTargets:
         starts = _starts(counts[rows])
         owners = np.repeat(np.arange(len(rows)), counts[rows])
         totals = np.bincount(owners, own_weights, len(rows))
-        order = np.lexsort((own_targets, owners))
-        sorted_owners, sorted_targets = owners[order], own_targets[order]
-        is_new = np.ones(len(order), bool)
-        is_new[1:] = (np.diff(sorted_owners) != 0) | (np.diff(sorted_targets) != 0)
-        groups = np.cumsum(is_new) - 1
-        sums = np.bincount(groups, own_weights[order], int(is_new.sum()))
-        is_pull = sums != 0
-        pull_counts = np.bincount(sorted_owners[is_new][is_pull], minlength=len(rows))
+        pulls, pull_weights = _pulls(owners << 32 | own_targets, own_weights)
+        pull_counts = np.bincount(pulls >> 32, minlength=len(rows))
         return cls(
             rows=rows,
             starts=starts,
@@ -63,8 +57,8 @@ class SoftTargets:
             weights=own_weights,
             totals=_narrow(totals),
             pull_starts=_starts(pull_counts),
-            pull_targets=sorted_targets[is_new][is_pull],
-            pull_weights=_narrow(sums[is_pull]),
+            pull_targets=pulls & 0xFFFF_FFFF,
+            pull_weights=pull_weights,
         )
 
     @property
@@ -110,6 +104,18 @@ def join(pieces: Sequence[tuple[int, SoftTargets]]) -> SoftTargets:
         pull_targets=np.concatenate([part.pull_targets for part in parts]),
         pull_weights=np.concatenate([part.pull_weights for part in parts]),
     )
+
+
+def _pulls(keys: Int64s, weights: Float32s) -> tuple[Int64s, Float32s]:
+    """The keys that have a weight, each once and row after row, and their weights."""
+    is_pull = weights != 0
+    keys, weights = keys[is_pull], weights[is_pull]
+    ordered = np.sort(keys)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return keys, weights
+    keys, groups = np.unique(keys, return_inverse=True)
+    sums = np.bincount(groups, weights, len(keys))
+    return keys[sums != 0], _narrow(sums[sums != 0])
 
 
 def _narrow(sums: np.ndarray) -> Float32s:

@@ -17,7 +17,8 @@ FORWARD_WEIGHT = limit("forward_weight")
 BACKWARD_WEIGHT = limit("backward_weight")
 DECODE_WEIGHT = limit("decode_weight")
 REQUEST_WEIGHT = limit("request_weight")
-# A token travels in 4 to 20 bytes; whoever declares fewer tokens than this is not believed.
+# A token travels in 4 to 28 bytes, and each further target in 8; whoever declares fewer tokens than
+# this is not believed.
 MAX_BYTES_A_TOKEN = 32
 
 NO_USAGE: Mapping[str, int] = MappingProxyType({})

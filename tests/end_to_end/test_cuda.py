@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from hosted_models import save_family
-from tenants import train
+from loss_data import loss_data, soft_data
+from tenants import grad_norm, train
 
 from weft.client import ModelInput, SamplingParams
+from weft.client.losses import LOSSES
 from weft.engine import Engine
 
 pytestmark = [
@@ -53,3 +55,19 @@ def test_a_model_of_transformers_trains_on_a_gpu_as_on_a_cpu(tmp_path: Path, kin
             run = service.create_lora_training_client(path, rank=7, seed=1, train_mlp=False)
             losses.append(train(run, 1, 4))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_every_loss_on_a_gpu_follows_that_on_a_cpu(model_path: str) -> None:
+    found: list[list[float]] = []
+    for device in ("cpu", "cuda"):
+        with (
+            Engine(model_path, device=device, dtype="float32", memory_bytes=1 << 30) as engine,
+            engine.client() as service,
+        ):
+            run = service.create_lora_training_client(model_path, rank=7, seed=1)
+            calls = [(loss_fn, loss_data(1, loss_fn)) for loss_fn in LOSSES]
+            found.append([])
+            for loss_fn, data in [*calls, ("cross_entropy", soft_data(2, 5))]:
+                output = run.forward_backward(data, loss_fn).result(60)
+                found[-1] += [output.metrics["loss:sum"], grad_norm(run)]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3)

@@ -7,79 +7,21 @@ import numpy as np
 import pytest
 import torch
 from docs_pages import DOCS
+from loss_data import as_sparse, loss_data, policy_data, soft_data
 from plain_losses import POLICY, plain_losses
-from tenants import VOCAB_SIZE, logprobs, make_data
+from tenants import VOCAB_SIZE, grad_norm, logprobs, make_data
 from transformers import AutoModelForCausalLM
 
-from weft.client import AdamParams, Datum, ModelInput, ServiceClient, TensorData, TrainingClient
-from weft.client.csr import Csr
+from weft.client import AdamParams, Datum, ServiceClient, TrainingClient
 from weft.client.errors import BadRequest
 from weft.client.losses import LOSSES
 
 # float32 sums of some hundred terms in another order.
 ROUNDING = 1e-5
-SIZES = (40, 24)  # one unit of 64 tokens where units are that small
-
-
-def policy_data(seed: int, loss_fn: str, lengths: tuple[int, ...] = SIZES) -> list[Datum]:
-    """A prompt of 5 tokens, then tokens whose sampler was close to a fresh model."""
-    generator = np.random.default_rng(seed)
-    made = []
-    for length in lengths:
-        tokens = generator.integers(0, VOCAB_SIZE, length + 1)
-        inputs: dict[str, Any] = {"target_tokens": tokens[1:]}
-        columns = {
-            "logprobs": generator.normal(-4.6, 0.4, length),
-            "advantages": generator.normal(size=length),
-            "sequence_ratio_mask": np.ones(length),
-            "clip_low_threshold": np.full(length, 0.9),
-            "clip_high_threshold": np.full(length, 1.2),
-        }
-        for item in LOSSES[loss_fn].inputs[1:]:
-            column = columns[item.name].astype(np.float32)
-            if item.name in ("logprobs", "advantages", "sequence_ratio_mask"):
-                column[:5] = 0
-            inputs[item.name] = column
-        made.append(Datum(ModelInput.from_ints(tokens[:-1]), inputs))
-    return made
-
-
-def loss_data(seed: int, loss_fn: str) -> list[Datum]:
-    return make_data(seed, SIZES) if loss_fn == "cross_entropy" else policy_data(seed, loss_fn)
-
-
-def soft_data(seed: int, num_targets: int, lengths: tuple[int, ...] = SIZES) -> list[Datum]:
-    """Signed weights of several targets a position, some of them 0."""
-    generator = np.random.default_rng(seed)
-    made = []
-    for length in lengths:
-        shape = (length, num_targets)
-        weights = generator.normal(size=shape) * (generator.random(shape) < 0.7)
-        inputs: Any = {
-            "target_tokens": generator.integers(0, VOCAB_SIZE, shape),
-            "weights": weights.astype(np.float32),
-        }
-        made.append(Datum(ModelInput.from_ints(generator.integers(0, VOCAB_SIZE, length)), inputs))
-    return made
-
-
-def as_sparse(datum: Datum) -> Datum:
-    """The same, of which every second target is listed."""
-    matrices = {name: value.to_numpy() for name, value in datum.loss_fn_inputs.items()}
-    is_listed = np.zeros(matrices["weights"].shape, bool)
-    is_listed[:, ::2] = True
-    csr = Csr.of(is_listed)
-    inputs = {name: TensorData.listed(csr.collect(one), csr) for name, one in matrices.items()}
-    return Datum(datum.model_input, inputs)
 
 
 def new_runs(service: ServiceClient, model_path: str, number: int) -> list[TrainingClient]:
     return [service.create_lora_training_client(model_path, rank=7, seed=3) for _ in range(number)]
-
-
-def grad_norm(run: TrainingClient) -> float:
-    stepped = run.optim_step(AdamParams(learning_rate=1e-3)).result(60)
-    return (stepped.metrics or {})["unclipped_grad_l2:mean"]
 
 
 @pytest.mark.parametrize("loss_fn", POLICY)

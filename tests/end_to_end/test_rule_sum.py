@@ -2,17 +2,12 @@
 
 import numpy as np
 import pytest
-from tenants import logprobs, make_data
+from tenants import grad_norm, logprobs, make_data
 
-from weft.client import AdamParams, ServiceClient, TrainingClient
+from weft.client import ServiceClient
 
 # float32 sums of some hundred terms in another order.
 ROUNDING = 1e-5
-
-
-def grad_norm(run: TrainingClient) -> float:
-    stepped = run.optim_step(AdamParams(learning_rate=1e-3)).result(60)
-    return (stepped.metrics or {})["unclipped_grad_l2:mean"]
 
 
 def test_many_calls_equal_one_call_with_all_the_make_data(

@@ -40,3 +40,9 @@ def logprobs(run: TrainingClient, seed: int = 99) -> np.ndarray:
     """What a run thinks of some data, [tokens]."""
     output = run.forward(make_data(seed), "cross_entropy").result(60)
     return np.concatenate([one["logprobs"].to_numpy() for one in output.loss_fn_outputs])
+
+
+def grad_norm(run: TrainingClient) -> float:
+    """The norm of a run's gradient, which a step uses up."""
+    stepped = run.optim_step(AdamParams(learning_rate=1e-3)).result(60)
+    return (stepped.metrics or {})["unclipped_grad_l2:mean"]
