@@ -16,16 +16,30 @@ from ...client.errors import BadRequest
 from ..model.checkpoint_files import opened, tensors_by_file
 from ..model.fields import read_json
 
+# How weights are packed that transformers unpacks into a plain type as it reads them, and how many
+# of them are in one element of a tensor of this ending.
+_UNPACKED = {"mxfp4": ("_blocks", 2)}
 _IGNORED = ("rotary_emb.inv_freq",)  # tables that older versions saved
 
 
 def checkpoint_parameters(directory: Path) -> int:
-    """Numbers in the safetensors of a directory, by their headers; damage is refused by name."""
+    """Weights in the safetensors of a directory, by their headers; damage is refused by name."""
+    ending, packed = _UNPACKED.get(packing(directory), ("", 1))
     total = 0
     for file, names in tensors_by_file(directory).items():
         with opened(file) as tensors:
-            total += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
+            for name in names:
+                factor = packed if name.endswith(ending) else 1
+                total += factor * prod(tensors.get_slice(name).get_shape())
     return total
+
+
+def packing(directory: Path) -> str:
+    """How a checkpoint's weights are quantised, as config.json says; "" when they are not."""
+    stated = read_json(directory / "config.json").get("quantization_config")
+    if not stated:
+        return ""
+    return str(stated.get("quant_method")) if isinstance(stated, dict) else repr(stated)
 
 
 def read_config(directory: Path) -> Any:
@@ -33,7 +47,8 @@ def read_config(directory: Path) -> Any:
 
     Raises:
         BadRequest: the file is damaged, names no architecture of transformers, or one that is no
-            causal language model, or asks for quantised weights or for code of its own.
+            causal language model, or asks for code of its own or for weights quantised otherwise
+            than by `mxfp4`, which are unpacked.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -42,8 +57,7 @@ def read_config(directory: Path) -> Any:
     model_type = fields.get("model_type")
     if not isinstance(model_type, str):
         raise BadRequest(f"{directory / 'config.json'} names no model_type")
-    if quantisation := fields.get("quantization_config"):
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    if (method := packing(directory)) not in ("", *_UNPACKED):
         raise BadRequest(f"{directory} is quantised ({method}), which is not supported")
     try:
         config = AutoConfig.from_pretrained(
@@ -68,10 +82,13 @@ def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
     Raises:
         BadRequest: a file is damaged, or tensors are missing, unknown or of another shape.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Mxfp4Config
 
     config = read_config(directory)
     tensors_by_file(directory)
+    options: dict[str, Any] = {}
+    if packing(directory):
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
     try:
         with _quiet():
             module, report = AutoModelForCausalLM.from_pretrained(
@@ -82,6 +99,7 @@ def load_module(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # so that the report names them
+                **options,
                 output_loading_info=True,
             )
     except Exception as error:  # the modelling code raises what it likes

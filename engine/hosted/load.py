@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .attention import register
-from .checkpoint import load_module
+from .checkpoint import load_module, packing
 from .facts import read_facts
 from .linears import HeadInput, Swapped, dense, find_candidates, head_site, summary
 from .masks import Unpackable
@@ -67,6 +67,8 @@ def load_hosted(
     swapped.keep({model.sites[index].name for index in reached}, "the output ignores it")
     model.sites[:] = [*swapped.sites(), last]
     lines = [slow] * bool(slow) + summary(frozen)
+    if method := packing(directory):
+        lines.append(f"its {method} weights are held as {str(dtype).removeprefix('torch.')}")
     for line in lines:
         log.info("%s: %s", directory.name, line)
     model.notes += lines[:_MAX_NOTES]

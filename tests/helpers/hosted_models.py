@@ -1,5 +1,6 @@
 """Tiny random checkpoints of many architectures, and what becomes of each here."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -231,6 +233,33 @@ def save_family(path: Path, model_type: str, **fields: Any) -> Path:
             parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.2 * noise)
     module.save_pretrained(path)
     return path
+
+
+def save_mxfp4(path: Path) -> dict[str, Tensor]:
+    """A gpt-oss with packed experts, as it is published; returns their weights by name.
+
+    Two 4-bit floats to a byte, the lower half first; 32 of them share a power of two. Source: OCP
+    Microscaling Formats (MX) Specification v1.0, sections 5.3.3 and 6.3.
+    """
+    save_family(path, "gpt_oss", hidden_size=64, intermediate_size=64, head_dim=16)
+    tensors, random = load_file(path / "model.safetensors"), torch.Generator().manual_seed(0)
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    values, weights = torch.cat([magnitudes, -magnitudes]), {}
+    for name in [name for name in tensors if name.endswith("experts.gate_up_proj")]:
+        for part in (name, name.replace("gate_up_proj", "down_proj")):
+            num_experts, in_features, out_features = tensors.pop(part).shape
+            groups = (num_experts, out_features, in_features // 32)
+            blocks = torch.randint(0, 256, (*groups, 16), generator=random).byte()
+            scales = torch.randint(119, 123, groups, generator=random).byte()
+            pairs = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], -1)
+            scaled = pairs.view(*groups, 32) * torch.exp2(scales.float() - 127)[..., None]
+            weights[part] = scaled.view(num_experts, out_features, in_features).transpose(1, 2)
+            tensors |= {f"{part}_blocks": blocks, f"{part}_scales": scales}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (path / "config.json").write_text(json.dumps(config))
+    return weights
 
 
 def own_module(path: Path) -> Any:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosted_models import save_family
+from hosted_models import save_family, save_mxfp4
 from safetensors.torch import load_file, save_file
 from whole_models import edit_json, edit_tensor
 
 from weft.client.errors import BadRequest, NotFound
 from weft.engine.hosted.checkpoint import checkpoint_parameters, load_module, read_config
+from weft.engine.hosted.load import load_hosted
 
 CPU = torch.device("cpu")
 
@@ -103,6 +104,21 @@ def test_a_config_that_cannot_be_run_is_refused(
     (path / "code.py").write_text("raise SystemExit('this ran')")
     with pytest.raises(BadRequest, match=message):
         read_config(path)
+
+
+def test_mxfp4_weights_are_unpacked(tmp_path: Path) -> None:
+    expected = save_mxfp4(tmp_path)
+    module = load_module(tmp_path, device=CPU, dtype=torch.float32)
+    found = dict(module.named_parameters())
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight)
+    assert checkpoint_parameters(tmp_path) >= sum(each.numel() for each in found.values())
+
+
+def test_a_model_says_how_packed_weights_are_held(tmp_path: Path) -> None:
+    save_mxfp4(tmp_path)
+    notes = load_hosted(tmp_path, dtype=torch.bfloat16).notes
+    assert "its mxfp4 weights are held as bfloat16" in notes
 
 
 def test_code_that_lies_beside_a_known_architecture_is_not_run(path: Path) -> None:
