@@ -4,6 +4,7 @@ import inspect
 
 import api_pages
 import pytest
+from api_contents import PAGES
 
 import weft.client
 from weft.client import errors
@@ -25,9 +26,7 @@ def test_the_pages_are_those_of_the_docstrings(capsys: pytest.CaptureFixture[str
 
 
 def test_every_public_name_has_a_place_in_the_reference() -> None:
-    listed = {
-        name for page in api_pages.PAGES.values() for part in page.parts for name in part.names
-    }
+    listed = {name for page in PAGES.values() for part in page.parts for name in part.names}
     functions = {"lora_learning_rate"}
     aliases = {
         name
