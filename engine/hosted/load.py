@@ -62,6 +62,7 @@ def load_hosted(
     except Unpackable as reason:
         slow = f"computed a sequence at a time: {reason}"
         swapped.keep(reference.clean_cached, _NOT_ONCE)
+        parts.facts = facts
         parts.sites = [*swapped.sites(), last]
         model, reached = check_sequential(parts, reference, probes)
     swapped.keep({model.sites[index].name for index in reached}, "the output ignores it")

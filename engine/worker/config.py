@@ -25,7 +25,7 @@ class WorkerConfig:
     memory_bytes: int = 0  # what the worker may use; 0 is half of the free host or all free device
     batch_tokens: int = 4096  # of a train batch, before memory is considered
     unit_tokens: int = 1024  # U of the design: constant over a run's life
-    max_pages: int = 0  # of the KV cache; 0 is as many as the memory plan grants, at most 16384
+    max_pages: int = 0  # of 16 tokens in the KV cache; 0 is what the plan grants, at most 16384
     is_fused: bool = True  # False computes one run at a time, for comparison
     num_threads: int = 0  # 0 decides by cores
 

@@ -19,6 +19,7 @@ from ..sampling.base_generator import BaseGenerator
 from ..sampling.generate import Generator
 from ..sampling.kv_cache import KVCache
 from ..sampling.sequential import SequentialGenerator
+from ..sampling.stopping import Decode
 from ..trace import Trace
 from .base_models import open_model, why_not_native
 from .commands import ModelLimits
@@ -74,8 +75,6 @@ def load_compute(
     model, plan = _open(config, source.directory, device, dtype, progress)
     progress.report(PREPARING)
     is_sequential = model.runs_on == "sequential"
-    # One sequence a pass: nothing stands beside it that could change a bit.
-    needs_tiles = config.is_deterministic and not is_sequential
     store = AdapterStore(
         model.sites,
         device=device,
@@ -86,23 +85,14 @@ def load_compute(
     tokenizer = load_tokenizer(source)
     decode = tokenizer and partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     num_pages = min(plan.num_pages, config.max_pages or MAX_PAGES)
-    generator: BaseGenerator
-    if isinstance(model, SequentialHosted):
-        generator = SequentialGenerator(model, store, state_bytes=plan.kv, decode=decode)
-    else:
-        cache = KVCache(
-            model.config, num_pages=num_pages, page_size=PAGE_SIZE, device=device, dtype=dtype
-        )
-        generator = Generator(
-            model, store, cache, decode=decode, is_deterministic=config.is_deterministic
-        )
     runs = RunTable(store, model.config.eos_token_ids)
     trainer = Trainer(
         model,
         runs,
         Head.of(model, chunk_rows=HEAD_CHUNK_ROWS),
         trace,
-        is_deterministic=needs_tiles,
+        # One sequence a pass: nothing stands beside it that could change a bit.
+        is_deterministic=config.is_deterministic and not is_sequential,
         recompute_above_tokens=plan.recompute_above_tokens,
     )
     tokenizer_name = "" if tokenizer is None else str(source.directory)
@@ -113,7 +103,7 @@ def load_compute(
         ),
         runs=runs,
         trainer=trainer,
-        generator=generator,
+        generator=_generator(config, plan, model, store, num_pages, decode),
         controls=Controls(runs, CheckpointFiles(config.state_path), source.name, tokenizer_name),
         trace=trace,
         threads=StepThreads(
@@ -174,6 +164,28 @@ def _open(
         plan = plan_hosted(wishes, directory, model)
     assert plan is not None
     return model, plan
+
+
+def _generator(
+    config: WorkerConfig,
+    plan: MemoryPlan,
+    model: BaseModel,
+    store: AdapterStore,
+    num_pages: int,
+    decode: Decode | None,
+) -> BaseGenerator:
+    """The sampler; the states of a sequential model take what so many pages would."""
+    if isinstance(model, SequentialHosted):
+        state_bytes = plan.kv * num_pages // plan.num_pages if config.max_pages else plan.kv
+        return SequentialGenerator(model, store, state_bytes=state_bytes, decode=decode)
+    cache = KVCache(
+        model.config,
+        num_pages=num_pages,
+        page_size=PAGE_SIZE,
+        device=model.device,
+        dtype=model.dtype,
+    )
+    return Generator(model, store, cache, decode=decode, is_deterministic=config.is_deterministic)
 
 
 def _card(source: ModelSource, model: BaseModel, tokenizer: str) -> ModelCard:
