@@ -11,6 +11,7 @@ from ..adapters.lora import LoraLinears
 from ..adapters.store import AdapterStore, WeightsVersion
 from ..model.attention import PackedAttention
 from ..model.base import BaseModel
+from ..model.layers import capped
 from ..model.linear import FrozenLinears, Linears
 from ..sampling.base_generator import BaseGenerator
 from ..sampling.requests import SampleFailed, SampleRequest
@@ -93,7 +94,5 @@ def _one_batch(
         linears,
     )
     (logits_TV,) = linears.group(hidden_TD, (model.head,), (len(model.sites) - 1,))
-    logits_TV = logits_TV.float()
-    if model.logit_softcap:
-        logits_TV = model.logit_softcap * torch.tanh(logits_TV / model.logit_softcap)
+    logits_TV = capped(logits_TV.float(), model.logit_softcap)
     return list(torch.split(logits_TV.cpu(), lengths))
