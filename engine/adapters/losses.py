@@ -40,6 +40,23 @@ class SequenceRatios:
     is_row_T: Tensor  # bool; all rows of gspo
     log_ratios_T: Tensor  # 0 until they are known
 
+    @classmethod
+    def build(
+        cls,
+        is_row: Bools,
+        inputs: Mapping[str, Float32s],
+        cu_seqlens: npt.NDArray[np.int32],
+        device: torch.device | str,
+    ) -> "SequenceRatios":
+        """Lay out the rows of gspo; no ratio is known yet."""
+        return cls(
+            is_member_host=is_row & (inputs["sequence_ratio_mask"] != 0),
+            sampling_logprobs_host=inputs["logprobs"],
+            cu_seqlens=cu_seqlens,
+            is_row_T=_put(is_row, device),
+            log_ratios_T=torch.zeros(len(is_row), device=device),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LossBatch:
@@ -91,51 +108,40 @@ class LossBatch:
         counts = np.asarray(row_counts, np.int64)
         assert counts.sum() == len(targets), "units and rows differ"
         blank = np.zeros(len(targets), np.float32)
-
-        def rows(values: Sequence[object], dtype: type) -> np.ndarray:
-            return np.repeat(np.array(values, dtype), counts)
-
-        is_scored = rows([name is not None for name in loss_fns], bool)
+        sampling_logprobs = inputs.get("logprobs", blank)
         kinds = [_KINDS.get(name or "", _CROSS_ENTROPY) for name in loss_fns]
-        is_policy = rows([kind != _CROSS_ENTROPY for kind in kinds], bool)
-        weights = np.where(is_policy, inputs.get("advantages", blank), inputs.get("weights", blank))
+        is_policy = np.repeat([kind != _CROSS_ENTROPY for kind in kinds], counts)
+        is_scored = np.repeat([name is not None for name in loss_fns], counts)
         if num_targets is not None:
             is_scored &= num_targets > 0
+        weights = np.where(is_policy, inputs.get("advantages", blank), inputs.get("weights", blank))
         weights = np.where(is_scored, weights, np.float32(0))
         if soft is not None:  # the weights are inside the gradient by the logits
             weights[soft.rows] = soft.is_trained
-        sampling_logprobs = inputs.get("logprobs", blank)
-        low = rows([config.get("clip_low_threshold", 0.0) for config in configs], np.float32)
-        high = rows([config.get("clip_high_threshold", np.inf) for config in configs], np.float32)
-        betas = rows([config.get("beta", 0.0) for config in configs], np.float32)
+        betas = _option("beta", 0.0, configs, counts)
         is_idle = weights == 0
         is_idle &= ~is_policy | (sampling_logprobs == 0) | (betas == 0)
-        is_sequence = rows([name == "gspo" for name in loss_fns], bool)
-
-        def put(column: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(column)).to(device)
-
+        low = _option("clip_low_threshold", 0.0, configs, counts)
+        high = _option("clip_high_threshold", np.inf, configs, counts)
+        is_sequence = np.repeat([name == "gspo" for name in loss_fns], counts)
         sequences = None
         if is_sequence.any():
             assert cu_seqlens is not None, "gspo needs the bounds of the sequences"
             low = np.where(is_sequence, inputs["clip_low_threshold"], low)
             high = np.where(is_sequence, inputs["clip_high_threshold"], high)
-            is_member = is_sequence & (inputs["sequence_ratio_mask"] != 0)
-            sequences = SequenceRatios(
-                is_member, sampling_logprobs, cu_seqlens, put(is_sequence), put(blank)
-            )
+            sequences = SequenceRatios.build(is_sequence, inputs, cu_seqlens, device)
         return cls(
             is_scored_host=is_scored,
             is_trained_host=~is_idle,
             row_counts=counts,
-            targets_T=put(targets),
-            weights_T=put(weights),
-            sampling_logprobs_T=put(sampling_logprobs),
-            low_T=put(low),
-            high_T=put(high),
-            betas_T=put(betas),
-            is_idle_T=put(is_idle),
-            kinds_T=put(rows(kinds, np.int64)),
+            targets_T=_put(targets, device),
+            weights_T=_put(weights, device),
+            sampling_logprobs_T=_put(sampling_logprobs, device),
+            low_T=_put(low, device),
+            high_T=_put(high, device),
+            betas_T=_put(betas, device),
+            is_idle_T=_put(is_idle, device),
+            kinds_T=_put(np.repeat(kinds, counts), device),
             kinds=frozenset(kinds),
             sequences=sequences,
             soft=soft,
@@ -154,6 +160,20 @@ class LossBatch:
         )
         log_ratios_T = torch.from_numpy(log_ratios.astype(np.float32)).to(logprobs_T.device)
         return replace(self, sequences=replace(sequences, log_ratios_T=log_ratios_T))
+
+
+def _option(
+    key: str,
+    default: float,
+    configs: Sequence[Mapping[str, float]],
+    counts: npt.NDArray[np.int64],
+) -> Float32s:
+    """What each row's unit has of an option."""
+    return np.repeat(np.array([config.get(key, default) for config in configs], np.float32), counts)
+
+
+def _put(column: np.ndarray, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(column)).to(device)
 
 
 def sequence_log_ratios(

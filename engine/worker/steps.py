@@ -70,14 +70,11 @@ def pack(
         pad_rows: fill up to full row tiles, for deterministic mode.
     """
     units = list_units(decision)
-    columns: dict[str, list[np.ndarray]] = {"tokens": [], "positions": [], "targets": []}
     names = sorted({name for work in works for name in work.inputs})
-    for name in names:
-        columns[name] = []
+    pieces: list[dict[str, np.ndarray]] = []
     lengths: list[Int32s] = []
     rows: list[int] = []
     slices, indices = [], []
-    num_targets: list[Int32s] = []
     soft: list[tuple[int, SoftTargets]] = []
     for place in order:
         piece, index = units[int(place)]
@@ -85,40 +82,30 @@ def pack(
         unit, span = work.units[index], work.rows(index)
         if work.soft is not None:
             soft.append((sum(rows), work.soft.part(span.start, span.stop)))
-        num_targets.append(_num_targets(work, span))
-        own = work.lengths[unit.first_datum : unit.last_datum]
-        lengths.append(own)
-        columns["tokens"].append(work.tokens[span])
-        columns["targets"].append(work.targets[span])
-        columns["positions"].append(_positions(own))
-        for name in names:
-            column = work.inputs.get(name)
-            filled = np.zeros(unit.num_tokens, np.float32) if column is None else column[span]
-            columns[name].append(filled)
+        lengths.append(work.lengths[unit.first_datum : unit.last_datum])
+        pieces.append(_columns(work, span, lengths[-1], names))
         rows.append(unit.num_tokens)
         slices.append(piece)
         indices.append(index)
     padding = -sum(rows) % ROW_TILE if pad_rows else 0
     if padding:
-        blank = np.zeros(padding, np.float32)
+        blank = {name: np.zeros(padding, np.float32) for name in pieces[0]}
+        pieces.append(blank | {"positions": np.arange(padding)})
         lengths.append(np.array([padding], np.int32))
-        for name, pieces in columns.items():
-            pieces.append(np.arange(padding) if name == "positions" else blank)
         rows.append(padding)
-        num_targets.append(np.ones(padding, np.int32))
         slices.append(-1)
         indices.append(-1)
-    joined = {name: np.concatenate(column) for name, column in columns.items()}
+    joined = {name: np.concatenate([one[name] for one in pieces]) for name in pieces[0]}
     return TrainStep(
-        tokens=joined.pop("tokens").astype(np.int64),
-        positions=joined.pop("positions").astype(np.int64),
-        targets=joined.pop("targets").astype(np.int64),
+        tokens=joined["tokens"].astype(np.int64),
+        positions=joined["positions"].astype(np.int64),
+        targets=joined["targets"].astype(np.int64),
         cu_seqlens=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int32),
         unit_rows=np.array(rows, np.int32),
         unit_slices=np.array(slices, np.int32),
         unit_indices=np.array(indices, np.int32),
-        inputs={name: column.astype(np.float32, copy=False) for name, column in joined.items()},
-        num_targets=np.concatenate(num_targets) if soft else None,
+        inputs={name: joined[name].astype(np.float32, copy=False) for name in names},
+        num_targets=joined["num_targets"].astype(np.int32) if soft else None,
         soft=join(soft) if soft else None,
     )
 
@@ -132,10 +119,25 @@ def list_units(decision: Passes) -> list[tuple[int, int]]:
     ]
 
 
-def _num_targets(work: PassWork, span: slice) -> Int32s:
+def _columns(
+    work: PassWork, span: slice, lengths: Int32s, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """What the rows of one unit have of each column; an input that the loss lacks is 0."""
+    num_rows = span.stop - span.start
     if work.output_starts is None:
-        return np.ones(span.stop - span.start, np.int32)
-    return np.diff(work.output_starts[span.start : span.stop + 1]).astype(np.int32)
+        num_targets = np.ones(num_rows, np.int32)
+    else:
+        num_targets = np.diff(work.output_starts[span.start : span.stop + 1]).astype(np.int32)
+    columns: dict[str, np.ndarray] = {
+        "tokens": work.tokens[span],
+        "targets": work.targets[span],
+        "positions": _positions(lengths),
+        "num_targets": num_targets,
+    }
+    for name in names:
+        column = work.inputs.get(name)
+        columns[name] = np.zeros(num_rows, np.float32) if column is None else column[span]
+    return columns
 
 
 def _positions(lengths: Int32s) -> Int64s:
