@@ -104,8 +104,7 @@ def test_deterministic_mode_gives_the_same_bits_beside_others(model_path: str) -
         others = [new_run(service, model_path, seed, rank=3 * seed) for seed in (2, 3)]
         samplers = [service.create_sampling_client(base_model=model_path) for _ in range(2)]
         busy = [
-            one.sample(PROMPT, 2, SamplingParams(max_tokens=8, seed=1, stop=[]))
-            for one in samplers
+            one.sample(PROMPT, 2, SamplingParams(max_tokens=8, seed=1, stop=[])) for one in samplers
         ]
         busy_runs = [other.forward_backward(make_data(9), "cross_entropy") for other in others]
         beside = train(run, 0, 3)
