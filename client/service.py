@@ -10,12 +10,12 @@ import zmq
 from . import environment
 from .answers import read_result
 from .connection import Connection
-from .errors import BadRequest, Busy
+from .errors import BadRequest
 from .events import EventStream
 from .futures import APIFuture, as_coroutine, in_thread
 from .limits import limit
 from .local_files import Source
-from .messages import CloseRun, CreateRun
+from .messages import CreateRun
 from .paths import parse_path
 from .rest import RestClient
 from .sampling import SamplingClient, open_sampler
@@ -309,13 +309,7 @@ class ServiceClient:
             ),
             read_result,
         )
-        try:
-            result = created.result()
-        except Busy:  # no room: the server need not keep the place
-            self._session.request(
-                lambda number: CloseRun(request_id=number, run_id=run_id), read_result
-            )
-            raise
+        result = created.result()
         card = self._session.find_card(result["base_model"])
         info = GetInfoResponse(
             model_id=run_id,

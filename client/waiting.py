@@ -68,6 +68,7 @@ REASONS: dict[str, Meaning] = {
         "the client that has it, or close the run",
     ),
     "opening": Meaning("server", "its run or sampler is being opened", "see that request"),
+    "forking": Meaning("server", "a fork before it is being made", "see that request"),
     "no_worker": Meaning("server", "no worker has connected yet", "start a worker"),
     "loading": Meaning("server", "the model is being loaded", "it ends by itself"),
     "restarting": Meaning("server", "the worker died and is started again", "it ends by itself"),

@@ -184,7 +184,7 @@ class BrokerCore:
             run.log.check_integrity()
             due = run.log.commands.get(run.log.next_seq)
             is_whole = due is not None and due.state is State.HELD and not due.missing
-            is_stuck = is_whole and not run.log.is_paused
+            is_stuck = is_whole and run.log.awaited is None
             assert not (
                 is_stuck and (run.phase is Phase.OPEN or (due is not None and due.seq == 0))
             )

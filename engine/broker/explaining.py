@@ -70,8 +70,11 @@ def _held(books: Books, work: Work) -> Reason:
         done, total = _parts(due)
         detail = f"of number {seq} of its run {done} of {total} parts have come"
         return Reason(code="number", detail=detail, seq=seq, done=done, total=total)
-    first = work.run.log.commands.get(0)
+    first = work.run.log.awaited or work.run.log.commands.get(0)
     why = "" if first is None else f": {_explain(books, first).detail}"
+    if first is not None and first.fork is not None:
+        detail = f"number {first.seq} of its run makes a fork first{why}"
+        return Reason(code="forking", detail=detail[:MAX_DETAIL], seq=first.seq)
     return Reason(code="opening", detail=f"its run is being opened{why}"[:MAX_DETAIL])
 
 

@@ -34,9 +34,9 @@ class RunLog:
         return len(self._voids)
 
     @property
-    def is_paused(self) -> bool:
-        """Whether nothing is due because a command is under way that may be given back."""
-        return self._first is not None and self._first.is_underway
+    def awaited(self) -> Work | None:
+        """The command under way whose outcome decides whether anything else is due, if any."""
+        return self._first if self._first is not None and self._first.is_underway else None
 
     def is_used(self, seq: int) -> bool:
         """Whether a number is used up."""
@@ -63,7 +63,7 @@ class RunLog:
             can_start: the run exists; before that only number 0 may go.
         """
         taken: list[Work] = []
-        while not self.is_paused:
+        while self.awaited is None:
             work = self.commands.get(self.next_seq)
             if work is not None:
                 if work.state is State.HELD:

@@ -17,6 +17,7 @@ from weft.client import (
     lora_learning_rate,
 )
 from weft.client.environment import DEFAULT_ADDRESS
+from weft.client.limits import LIMITS, Limit
 
 RUN = "0" * 32 + ":train:0"
 STATE = f"weft://{RUN}/weights/a"
@@ -124,13 +125,15 @@ def test_a_bad_configuration_is_refused(
     assert "create_run" not in [header.kind for header in broker.seen]
 
 
-def test_a_run_that_finds_no_room_is_given_up(broker: FakeBroker, service: ServiceClient) -> None:
-    broker.answers["create_run"] = lambda header, _: [failure(header, "busy", "no room")]
+def test_a_run_that_finds_no_room_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, broker: FakeBroker, service: ServiceClient
+) -> None:
+    monkeypatch.setitem(LIMITS, "room_s", Limit(0, "s", "busy", ""))
+    broker.answers["create_run"] = lambda header, _: [failure(header, "busy", "no room", 0.001)]
     with pytest.raises(Busy, match="no room"):
         service.create_lora_training_client("tiny")
-    assert [header.run_id for header in broker.wait_for("close_run")] == [
-        header.run_id for header in broker.wait_for("create_run")
-    ]
+    (void,) = broker.wait_for("void")
+    assert (void.run_id, void.first_seq) == (broker.wait_for("create_run")[0].run_id, 0)
 
 
 def test_an_unknown_model_is_the_brokers_answer(broker: FakeBroker, service: ServiceClient) -> None:

@@ -317,6 +317,13 @@ def test_dispatched_work_is_too_late_to_cancel() -> None:
     assert told(bench.say(Cancel(request_id=9, target_id=55))) == [(9, "not_found")]
 
 
+def test_a_repeated_cancel_is_answered_like_the_first() -> None:
+    bench = ready_bench()
+    bench.say(optim_step(2))
+    bench.say(Cancel(request_id=9, target_id=12))
+    assert told(bench.say(Cancel(request_id=9, target_id=12))) == [(9, "")]
+
+
 def test_a_held_number_that_is_cancelled_is_skipped() -> None:
     bench = ready_bench()
     bench.say(optim_step(2))

@@ -11,6 +11,7 @@ from core_bench import (
     CoreBench,
     create_run,
     create_sampler,
+    fork_run,
     forward_backward,
     optim_step,
     ready_bench,
@@ -94,6 +95,17 @@ def test_a_command_waits_for_its_run_to_open() -> None:
     bench.say(optim_step(1))
     detail = "its run is being opened: the worker has it, and nothing else"
     assert ask(bench, 11) == [Reason(code="opening", detail=detail)]
+
+
+def test_a_command_waits_for_a_fork_before_it() -> None:
+    bench = ready_bench()
+    bench.say(fork_run(1))
+    bench.say(optim_step(2))
+    detail = "number 1 of its run makes a fork first: the worker has it, and nothing else"
+    assert ask(bench, 12) == [Reason(code="forking", detail=detail, seq=1)]
+    bench.fail("busy")
+    detail = "number 1 of its run has not come"
+    assert ask(bench, 12) == [Reason(code="number", detail=detail, seq=1)]
 
 
 def test_what_needs_a_model_waits_for_a_worker_and_for_its_loading() -> None:

@@ -145,7 +145,7 @@ def test_nothing_is_due_until_a_fork_has_its_outcome() -> None:
     assert due(log) == [1]
     fork.state = State.DISPATCHED
     assert due(log) == []
-    assert log.is_paused
+    assert log.awaited is fork
     fork.state = State.SETTLED
     assert due(log) == [2]
 
