@@ -2,6 +2,7 @@
 
     python bench/verify_families.py              all of them
     python bench/verify_families.py gemma2 lfm2  some
+    python bench/verify_families.py --full       the shape of Qwen3-0.6B, both types, every row
 
 Every row of `weft verify` is run in float32 on the CPU; the tokenizer is that of `weft/tiny`. A
 family that transformers, or Weft, refuses is a line as well, with the reason. The table of
@@ -21,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from weft.client.errors import WeftError
 from weft.engine.verify.record import Check
 from weft.engine.verify.reference import quiet
+from weft.engine.verify.report import lines_of
 from weft.engine.verify.run import VerifyConfig, verify
 
 TINY = Path(__file__).resolve().parents[1] / "engine" / "tiny"
@@ -35,6 +37,18 @@ SIZES: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": 256,
     "pad_token_id": None,
+}
+QWEN3_06B = {
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 HEADS = {"head_dim": 16}
@@ -135,6 +149,11 @@ def save_family(path: Path, family: str) -> None:
             is_matrix = parameter.ndim > 1 and not name.endswith(("A_log", "conv1d.weight"))
             parameter.copy_(noise if is_matrix else parameter + noise)
     model.save_pretrained(path)
+    add_tokenizer(path)
+
+
+def add_tokenizer(path: Path) -> None:
+    """Put the tokenizer of `weft/tiny` and its end tokens beside a checkpoint."""
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copy(TINY / name, path / name)
 
@@ -161,11 +180,30 @@ def line_of(family: str) -> str:
     return f"| {family} | {opened.figure.removeprefix('runs on ')} | {trained} | {verdict} |"
 
 
-def main(families: Sequence[str]) -> None:
+def print_full_size() -> None:
+    """Verify random weights in the shape of Qwen3-0.6B: depth and vocabulary as in use."""
+    config = AutoConfig.for_model("qwen3", **(SIZES | QWEN3_06B))
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model.save_pretrained(folder, max_shard_size="500MB")
+        del model
+        add_tokenizer(Path(folder))
+        for dtype in ("float32", "bfloat16"):
+            print(dtype)
+            verify(
+                VerifyConfig(model=folder, device="cpu", dtype=dtype),
+                lambda check: print("\n".join(lines_of(check)), flush=True),
+            )
+
+
+def main(arguments: Sequence[str]) -> None:
     """Print the table."""
+    if list(arguments) == ["--full"]:
+        return print_full_size()
     print("| model_type | runs on | linears that take adapters | verified |")
     print("|---|---|---|---|")
-    for family in families or FAMILIES:
+    for family in arguments or FAMILIES:
         print(line_of(family), flush=True)
 
 

@@ -24,7 +24,7 @@ from .record import Check
 from .reference import Reference
 from .training import Tenant, gradients_of
 
-GREEDY_PROMPT, GREEDY_TOKENS = 16, 24
+GREEDY_PROMPT, GREEDY_TOKENS = 16, 16
 _SLACK = 6.0  # limits that the difference of two logits may have, of some thousands
 
 
