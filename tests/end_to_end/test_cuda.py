@@ -31,6 +31,18 @@ def test_training_on_a_gpu_follows_training_on_a_cpu(model_path: str) -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)  # TF32 is off; other sum orders
 
 
+def test_a_fork_on_a_gpu_goes_on_as_its_source(model_path: str) -> None:
+    with (
+        Engine(model_path, device="cuda", memory_bytes=1 << 30) as engine,
+        engine.client() as service,
+    ):
+        run = service.create_lora_training_client(model_path, rank=7, seed=1)
+        train(run, 1, 2)
+        fork, twin = run.fork(), run.fork()
+        train(run, 30, 1)
+        assert train(fork, 5, 2) == train(twin, 5, 2)  # alone in their batches, in one order
+
+
 def test_a_gpu_samples_in_bfloat16(model_path: str) -> None:
     with (
         Engine(model_path, device="cuda", memory_bytes=1 << 30) as engine,

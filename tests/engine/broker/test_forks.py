@@ -227,6 +227,28 @@ def test_a_lost_worker_takes_source_and_fork_with_it() -> None:
     ]
 
 
+def test_a_fork_under_way_outlives_its_session_and_stays_the_tenants() -> None:
+    bench = ready_bench()
+    bench.hello(OTHER, b"other")
+    bench.say(fork_run(1))
+    bench.say(Goodbye())
+    bench.finish(rank=4, base_model="tiny")
+    step = optim_step(1, run_id=FORK)
+    assert dispatched(bench.say(step, peer=b"other")) == [("optim_step", 1)]
+    assert told(bench.finish(), b"other") == [(11, "")]
+
+
+def test_a_fork_that_waits_goes_with_its_session() -> None:
+    bench = ready_bench()
+    bench.hello(OTHER, b"other")
+    bench.say(fork_run(2))
+    bench.say(Goodbye())
+    step = optim_step(1, run_id=FORK)
+    assert told(bench.say(step, peer=b"other"), b"other") == [(11, "not_found")]
+    # number 2 is used up with the session
+    assert dispatched(bench.say(optim_step(3), peer=b"other")) == [("optim_step", 3)]
+
+
 def test_a_queued_fork_can_be_cancelled_and_uses_up_its_number() -> None:
     bench = ready_bench()
     bench.say(fork_run(2))
