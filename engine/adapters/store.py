@@ -23,6 +23,7 @@ from ...client.limits import limit
 from ...kernels.plan import rank_bucket
 from ..model.config import Site
 from .arena import Blocks
+from .matrices import check_tensors, copies, fill, named_matrices
 from .states import GRADIENT, MASTER, MOMENT1, MOMENT2, NUM_PLANES, STAGE, StateArena, StateBlock
 from .targets import NOTHING, PORTIONS, Targets, layout_of, targets_of
 
@@ -275,7 +276,7 @@ class AdapterStore:
     def export_weights(self, version: WeightsVersion) -> dict[str, Tensor]:
         """Copies of a version's weights, fp32 on the host: `<site>.lora_a` [R, D], `.lora_b`."""
         flat = self.version_flat(version)
-        return _copies("", self._matrices(flat, version.rank, version.targets))
+        return copies("", self._matrices(flat, version.rank, version.targets))
 
     def import_weights(
         self,
@@ -295,10 +296,10 @@ class AdapterStore:
         """
         targets = targets_of(train_attn, train_mlp, train_unembed)
         self._check(rank, alpha, targets)
-        self._check_tensors(tensors, rank, targets, ("",))
+        check_tensors(self.layout, self.sites, tensors, rank, targets, ("",))
         version = self._new_version(rank, alpha / rank, targets)
         flat = self.version_flat(version).zero_()
-        _fill(self._matrices(flat, rank, targets), "", tensors)
+        fill(self._matrices(flat, rank, targets), "", tensors)
         return version
 
     def export_state(self, run: Run, with_optimizer: bool = True) -> tuple[dict[str, Tensor], int]:
@@ -311,7 +312,7 @@ class AdapterStore:
             if prefix and not with_optimizer:
                 continue
             matrices = self._matrices(self.flat(run, plane), run.rank, run.targets)
-            tensors |= _copies(prefix, matrices)
+            tensors |= copies(prefix, matrices)
         return tensors, run.step
 
     def import_state(
@@ -324,12 +325,12 @@ class AdapterStore:
             Busy: the old weights are held and the arena has no room for new ones; same.
         """
         prefixes = tuple(_STATE_PLANES) if with_optimizer else ("",)
-        self._check_tensors(tensors, run.rank, run.targets, prefixes)
+        check_tensors(self.layout, self.sites, tensors, run.rank, run.targets, prefixes)
         version = self.prepare_version(run)
         for prefix, plane in _STATE_PLANES.items():
             flat = self.writable(run, plane).zero_()
             if prefix in prefixes:
-                _fill(self._matrices(flat, run.rank, run.targets), prefix, tensors)
+                fill(self._matrices(flat, run.rank, run.targets), prefix, tensors)
         self.version_flat(version).copy_(self.flat(run, MASTER))
         self.publish(run, version)
         run.step = step if with_optimizer else 0
@@ -374,24 +375,7 @@ class AdapterStore:
         return self.weights[version.start : version.start + size].view(-1)
 
     def _matrices(self, flat: Tensor, rank: int, targets: Targets) -> dict[str, Tensor]:
-        """Views in PEFT orientation of a flat block: name -> lora_a [R, D] or lora_b [O, R]."""
-        granule = self.layout.granule
-        matrices: dict[str, Tensor] = {}
-        for site, offsets in self.layout.site_offsets(rank, targets).items():
-            a_rows, b_rows = (
-                flat[offset * granule :][: rank * row * granule].view(rank, row * granule)[
-                    :, :width
-                ]
-                for offset, row, width in zip(
-                    offsets,
-                    self.layout.row_granules(site),
-                    self.layout.shapes[site],
-                    strict=True,
-                )
-            )
-            matrices[f"{self.sites[site].name}.lora_a"] = a_rows
-            matrices[f"{self.sites[site].name}.lora_b"] = b_rows.t()
-        return matrices
+        return named_matrices(self.layout, self.sites, flat, rank, targets)
 
     def _new_version(self, rank: int, scale: float, targets: Targets) -> WeightsVersion:
         start = self._weights_blocks.take(self.layout.block_size(rank, targets))
@@ -422,38 +406,5 @@ class AdapterStore:
             )
         return self.layout.block_size(rank, targets)
 
-    def _check_tensors(
-        self, tensors: Mapping[str, Tensor], rank: int, targets: Targets, prefixes: Sequence[str]
-    ) -> None:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for site in self.layout.site_offsets(rank, targets):
-            in_features, out_features = self.layout.shapes[site]
-            for prefix in prefixes:
-                shapes[f"{prefix}{self.sites[site].name}.lora_a"] = (rank, in_features)
-                shapes[f"{prefix}{self.sites[site].name}.lora_b"] = (out_features, rank)
-        allowed = {name for name in tensors if name.startswith(_MOMENTS)} | set(shapes)
-        if extra := sorted(set(tensors) - allowed):
-            raise BadRequest(f"the state has {extra[0]!r}, which this adapter does not")
-        for name, shape in shapes.items():
-            if name not in tensors:
-                raise BadRequest(f"the state lacks {name!r}")
-            if tuple(tensors[name].shape) != shape:
-                raise BadRequest(f"{name!r} is {tuple(tensors[name].shape)}, not {shape}")
-            if not torch.isfinite(tensors[name]).all():
-                raise BadRequest(f"{name!r} is not finite", "non_finite")
 
-
-_MOMENTS = ("moment1.", "moment2.")
 _STATE_PLANES = {"": MASTER, "moment1.": MOMENT1, "moment2.": MOMENT2}
-
-
-def _copies(prefix: str, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        prefix + name: matrix.detach().to("cpu", torch.float32, copy=True).contiguous()
-        for name, matrix in matrices.items()
-    }
-
-
-def _fill(matrices: Mapping[str, Tensor], prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    for name, matrix in matrices.items():
-        matrix.copy_(tensors[prefix + name])
