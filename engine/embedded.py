@@ -207,9 +207,9 @@ class Engine:
                 log.exception("the worker failed")
                 error = EngineFailed(f"the worker failed: {type(caught).__name__}: {caught}")
             detail = str(error or "the worker has stopped")
+            self._on_end(error)
             broker.no_worker(f"the worker has ended: {detail}")
             broker.worker_gone(assignment.worker_id, detail)
-            self._on_end(error)
 
         self._thread = threading.Thread(target=serve, name="weft-compute", daemon=True)
         self._thread.start()

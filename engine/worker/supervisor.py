@@ -118,9 +118,9 @@ class Supervisor:
         if isinstance(decision, GiveUp):
             final = from_code("no_worker", f"{decision.detail}, at last because {error}")
             log.error("%s", final)
+            self._on_end(final)
             self._listener.no_worker(str(final))
             self._listener.worker_gone(worker_id, str(error))
-            self._on_end(final)
             return None
         detail = f"{error}, and is started again ({decision.number} of {decision.most} times)"
         log.warning("%s", detail)
