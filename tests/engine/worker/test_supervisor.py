@@ -92,9 +92,9 @@ def test_a_worker_that_dies_is_started_again_until_it_dies_too_often(
     kill(supervisor)
     final = f"the worker died 2 times within 600 s, at last because {KILLED}"
     assert [told.next() for _ in range(3)] == [
+        ("end no_worker", final),
         ("no worker", final),
         ("gone", KILLED),
-        ("end no_worker", final),
     ]
     assert len(set(told.ids)) == 2
 
