@@ -29,7 +29,7 @@ format: install
 	$(BIN)/ruff format $(SOURCES)
 
 mutants: install
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/helpers/mutants.py
 
 bench-quick: install
 	$(BIN)/python bench/quick.py
