@@ -39,10 +39,9 @@ from weft.client.messages import (
     Reply,
     Sample,
     Welcome,
-    WorkerHello,
-    WorkerReady,
 )
 from weft.client.types import Datum, ModelInput
+from weft.client.worker_messages import WorkerHello, WorkerReady
 from weft.engine.broker.shell import Broker
 
 CARD = ModelCard(name="bench", vocab_size=151_936, max_context=32_768, max_rank=256)

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard, cast, get_args, get_origin, get_type_hints
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 
-from . import file_messages, messages
+from . import file_messages, messages, worker_messages
 from .errors import BadRequest
 from .limits import limit
 from .messages import Array, Command, Header, Sample
@@ -322,9 +322,10 @@ def _check_for(hint: Any) -> Check:
 
 def _kinds() -> dict[str, _Record]:
     found: dict[str, _Record] = {}
-    for cls in [*vars(messages).values(), *vars(file_messages).values()]:
-        if isinstance(cls, type) and issubclass(cls, Header) and "kind" in vars(cls):
-            found[cls.kind] = _Record(cls, cls.kind)
+    for module in (messages, file_messages, worker_messages):
+        for cls in vars(module).values():
+            if isinstance(cls, type) and issubclass(cls, Header) and "kind" in vars(cls):
+                found[cls.kind] = _Record(cls, cls.kind)
     return found
 
 

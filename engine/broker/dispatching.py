@@ -4,16 +4,11 @@ from ...client.limits import limit
 from ...client.messages import (
     Command,
     CreateRun,
-    Dispatch,
-    Done,
-    Failed,
     ForkRun,
     Sample,
     SaveForSampler,
-    Underway,
-    Withdraw,
-    WorkerReady,
 )
+from ...client.worker_messages import Dispatch, Done, Failed, Underway, Withdraw, WorkerReady
 from .answers import Answers
 from .books import Books
 from .events import Frames, ToWorker, WorkerLost

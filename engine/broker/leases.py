@@ -6,7 +6,8 @@ from enum import Enum
 from math import inf
 from typing import Any
 
-from ...client.messages import CreateRun, CreateSampler, ModelCard, SiteSpan
+from ...client.messages import CreateRun, CreateSampler, ModelCard
+from ...client.worker_messages import SiteSpan
 from .events import Frames
 from .lanes import Lanes
 from .run_log import RunLog

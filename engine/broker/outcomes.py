@@ -15,10 +15,10 @@ from ...client.messages import (
     Sample,
     SaveForSampler,
     SaveState,
-    Withdraw,
 )
 from ...client.paths import CheckpointPath
 from ...client.wire import decode
+from ...client.worker_messages import Withdraw
 from ..files.checkpoint import Checkpoint
 from .answers import Answers
 from .books import Books

@@ -22,8 +22,14 @@ from typing import cast
 import zmq
 
 from ...client.errors import BadRequest
-from ...client.messages import Failure, Header, Reply, Request, WorkerProgress, WorkerReady
+from ...client.messages import (
+    Failure,
+    Header,
+    Reply,
+    Request,
+)
 from ...client.wire import encode
+from ...client.worker_messages import WorkerProgress, WorkerReady
 from ..files.jobs import JobResult
 from ..files.store import CheckpointFiles
 from ..files.thread import StoreThread

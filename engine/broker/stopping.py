@@ -5,7 +5,7 @@ nothing and can be drawn again, with the same seed, elsewhere: they have `stop_s
 are withdrawn and answer `stopping`.
 """
 
-from ...client.messages import Stop
+from ...client.worker_messages import Stop
 from .answers import Answers
 from .books import Books
 from .dispatching import Dispatcher

@@ -17,13 +17,10 @@ from ...client.file_messages import (
     WritePart,
 )
 from ...client.local_files import CONFIG_NAME, TENSORS_NAME
-from ...client.messages import (
-    Array,
-    Reply,
-    SiteSpan,
-)
+from ...client.messages import Array, Reply
 from ...client.paths import parse_path
 from ...client.ttl import check_ttl
+from ...client.worker_messages import SiteSpan
 from ..files.jobs import (
     ForgetTransfer,
     ImportAdapter,

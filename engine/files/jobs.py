@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ...client.messages import SiteSpan
+from ...client.worker_messages import SiteSpan
 from .checkpoint import Checkpoint
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...client.errors import BadRequest
-from ...client.messages import SiteSpan
+from ...client.worker_messages import SiteSpan
 from .peft_config import PeftConfig
 from .sites import module_names, to_modules
 from .tensors import Tensor

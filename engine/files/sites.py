@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from ...client.limits import limit
-from ...client.messages import SiteSpan
+from ...client.worker_messages import SiteSpan
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,15 @@ from ...client.arrays import ITEM_BYTES, unpack_arrays
 from ...client.errors import BadRequest
 from ...client.limits import limit
 from ...client.losses import Loss, check_inputs, fill_config, find_loss
-from ...client.messages import Command, Dispatch, ForwardBackward, Header, Request, Sample
+from ...client.messages import (
+    Command,
+    ForwardBackward,
+    Header,
+    Request,
+    Sample,
+)
 from ...client.sequence_ratio import check_sequence_ratio
+from ...client.worker_messages import Dispatch
 from ..adapters.soft_targets import SoftTargets
 from .commands import (
     CommandWork,

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from ...client import wire
 from ...client.errors import WeftError
 from ...client.limits import limit
-from ...client.messages import Withdraw
+from ...client.worker_messages import Withdraw
 from ..faults import is_out_of_memory
 from ..sampling.base_generator import BaseGenerator
 from ..sampling.requests import SampleDone, SampleFailed

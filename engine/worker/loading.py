@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ...client.limits import limit
-from ...client.messages import ModelCard, SiteSpan
+from ...client.messages import ModelCard
+from ...client.worker_messages import SiteSpan
 from ..adapters.head import Head
 from ..adapters.store import AdapterStore
 from ..files.sites import to_spans

@@ -17,16 +17,8 @@ import zmq
 from ...client import wire
 from ...client.errors import WeftError
 from ...client.limits import LIMITS
-from ...client.messages import (
-    Dispatch,
-    Failed,
-    Failure,
-    Heartbeat,
-    Request,
-    Stop,
-    Withdraw,
-    WorkerHello,
-)
+from ...client.messages import Failure, Heartbeat, Request
+from ...client.worker_messages import Dispatch, Failed, Stop, Withdraw, WorkerHello
 from ..trace import Trace
 from .assembler import Assembler, Frame
 from .commands import ModelLimits, Work

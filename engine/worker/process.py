@@ -19,7 +19,8 @@ import zmq
 
 from ...client import wire
 from ...client.errors import WeftError
-from ...client.messages import PROTOCOL_VERSION, WorkerHello, WorkerReady
+from ...client.messages import PROTOCOL_VERSION
+from ...client.worker_messages import WorkerHello, WorkerReady
 from ..files.sites import limit_spans
 from ..trace import Trace
 from .config import WorkerConfig

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ...client.limits import limit
-from ...client.messages import Header, Underway, WorkerProgress
+from ...client.messages import Header
+from ...client.worker_messages import Underway, WorkerProgress
 
 LOADING_S = 0.25  # between two reports of one phase
 UNDERWAY_S = 1.0  # between two reports of commands

@@ -7,7 +7,8 @@ import numpy as np
 
 from ...client import wire
 from ...client.arrays import pack_arrays
-from ...client.messages import Done, Failed, Reply
+from ...client.messages import Reply
+from ...client.worker_messages import Done, Failed
 from .commands import Origin
 from .network import Network
 

@@ -13,7 +13,8 @@ import torch
 from tenants import make_data, train
 
 from weft.client import AdamParams, APIFuture, BadRequest, EngineFailed, ServiceClient
-from weft.client.messages import Dispatch, Header
+from weft.client.messages import Header
+from weft.client.worker_messages import Dispatch
 from weft.engine import Engine
 from weft.engine.adapters import head, lora
 from weft.engine.adapters.optimizer import step as optimizer_step

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from weft.client.messages import SiteSpan
+from weft.client.worker_messages import SiteSpan
 
 CONFIG = {
     "base_model_name_or_path": "org/base",

@@ -6,9 +6,6 @@ from weft.client import wire
 from weft.client.messages import (
     CreateRun,
     CreateSampler,
-    Dispatch,
-    Done,
-    Failed,
     ForkRun,
     ForwardBackward,
     Header,
@@ -20,9 +17,8 @@ from weft.client.messages import (
     Sample,
     SaveForSampler,
     SaveState,
-    WorkerHello,
-    WorkerReady,
 )
+from weft.client.worker_messages import Dispatch, Done, Failed, WorkerHello, WorkerReady
 from weft.engine.broker.config import BrokerConfig
 from weft.engine.broker.core import BrokerCore
 from weft.engine.broker.events import (

@@ -19,9 +19,6 @@ from weft.client.messages import (
     Command,
     CreateRun,
     CreateSampler,
-    Dispatch,
-    Done,
-    Failed,
     ForkRun,
     ForwardBackward,
     Header,
@@ -33,12 +30,17 @@ from weft.client.messages import (
     Sample,
     SaveForSampler,
     SaveState,
+)
+from weft.client.paths import CheckpointPath
+from weft.client.worker_messages import (
+    Dispatch,
+    Done,
+    Failed,
     Stop,
     Withdraw,
     WorkerHello,
     WorkerReady,
 )
-from weft.client.paths import CheckpointPath
 
 CARD = ModelCard(name="tiny", aliases=["org/tiny"], vocab_size=100, max_context=64, max_rank=256)
 DEADLINE_S = 20.0

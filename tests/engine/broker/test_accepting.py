@@ -31,12 +31,11 @@ from weft.client.messages import (
     Cancel,
     CloseRun,
     CloseSampler,
-    Dispatch,
     Failure,
     Reply,
     Void,
-    Withdraw,
 )
+from weft.client.worker_messages import Dispatch, Withdraw
 from weft.engine.broker.events import MalformedMessage, ToClient, ToWorker
 
 

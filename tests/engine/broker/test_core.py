@@ -28,12 +28,10 @@ from weft.client.messages import (
     Known,
     Query,
     Resume,
-    Stop,
     Watch,
     Welcome,
-    WorkerHello,
-    WorkerReady,
 )
+from weft.client.worker_messages import Stop, WorkerHello, WorkerReady
 from weft.engine.broker.config import BrokerConfig
 from weft.engine.broker.events import (
     Action,

@@ -25,7 +25,6 @@ from weft.client.messages import (
     Cancel,
     CloseRun,
     CloseSampler,
-    Done,
     Goodbye,
     Header,
     Heartbeat,
@@ -35,6 +34,7 @@ from weft.client.messages import (
     Void,
     Watch,
 )
+from weft.client.worker_messages import Done
 from weft.engine.broker.events import (
     ClientGone,
     Finished,

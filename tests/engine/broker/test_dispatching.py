@@ -25,17 +25,8 @@ from core_bench import (
 
 from weft.client import wire
 from weft.client.limits import limit
-from weft.client.messages import (
-    CloseRun,
-    Dispatch,
-    Done,
-    Failed,
-    Goodbye,
-    Reply,
-    Withdraw,
-    WorkerHello,
-    WorkerReady,
-)
+from weft.client.messages import CloseRun, Goodbye, Reply
+from weft.client.worker_messages import Dispatch, Done, Failed, Withdraw, WorkerHello, WorkerReady
 from weft.engine.broker.events import (
     Action,
     ToClient,

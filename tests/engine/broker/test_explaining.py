@@ -22,16 +22,9 @@ from core_bench import (
 
 from weft.client import wire
 from weft.client.limits import limit
-from weft.client.messages import (
-    Explain,
-    Header,
-    Reply,
-    Underway,
-    WorkerHello,
-    WorkerProgress,
-    WorkerReady,
-)
+from weft.client.messages import Explain, Header, Reply
 from weft.client.waiting import REASONS, Reason, read_reasons
+from weft.client.worker_messages import Underway, WorkerHello, WorkerProgress, WorkerReady
 from weft.engine.broker.events import NoWorker, StopRequested, WorkerAwaited, WorkerGone
 
 SECOND = b"second client"

@@ -19,7 +19,8 @@ from weft.client.file_messages import (
     RenameCheckpoint,
     WritePart,
 )
-from weft.client.messages import Array, Goodbye, Header, WorkerHello, WorkerReady
+from weft.client.messages import Array, Goodbye, Header
+from weft.client.worker_messages import WorkerHello, WorkerReady
 from weft.engine.broker.events import Action, CatalogLoaded, StoreDone, StoreJob, Tick
 from weft.engine.files.jobs import ImportAdapter, JobResult, OpenState
 

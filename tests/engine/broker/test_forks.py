@@ -22,9 +22,6 @@ from weft.client import wire
 from weft.client.messages import (
     Cancel,
     CloseRun,
-    Dispatch,
-    Done,
-    Failed,
     Failure,
     ForkRun,
     Goodbye,
@@ -32,8 +29,8 @@ from weft.client.messages import (
     Query,
     Reply,
     Void,
-    Withdraw,
 )
+from weft.client.worker_messages import Dispatch, Done, Failed, Withdraw
 from weft.engine.broker.events import Action, StopRequested, ToClient, ToWorker, WorkerGone
 from weft.engine.broker.leases import Phase
 

@@ -22,7 +22,8 @@ from core_bench import (
 )
 
 from weft.client import wire
-from weft.client.messages import Query, Reply, WorkerHello, WorkerProgress
+from weft.client.messages import Query, Reply
+from weft.client.worker_messages import WorkerHello, WorkerProgress
 from weft.engine.broker.events import CatalogLoaded, StopRequested
 
 

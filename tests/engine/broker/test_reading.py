@@ -8,7 +8,8 @@ import zmq
 from core_bench import RUN, optim_step
 
 from weft.client import wire
-from weft.client.messages import Done, Heartbeat
+from weft.client.messages import Heartbeat
+from weft.client.worker_messages import Done
 from weft.engine.broker.events import ClientMessage, MalformedMessage, WorkerMessage
 from weft.engine.broker.reading import COPY_BYTES, read_client, read_worker, receive, send
 

@@ -37,10 +37,8 @@ from weft.client.messages import (
     Reply,
     Resume,
     Sample,
-    Stop,
-    WorkerHello,
-    WorkerProgress,
 )
+from weft.client.worker_messages import Stop, WorkerHello, WorkerProgress
 from weft.engine.broker.config import BrokerConfig
 from weft.engine.broker.shell import Broker, check_address
 

@@ -11,7 +11,8 @@ from core_bench import (
     told,
 )
 
-from weft.client.messages import Failure, Hello, Stop, Withdraw
+from weft.client.messages import Failure, Hello
+from weft.client.worker_messages import Stop, Withdraw
 from weft.engine.broker.events import Finished, StopRequested, ToClient, ToWorker
 
 

@@ -26,7 +26,13 @@ from weft.client.file_messages import (
     ReadPart,
     WritePart,
 )
-from weft.client.messages import Array, Goodbye, Query, Reply, WorkerHello, WorkerReady
+from weft.client.messages import (
+    Array,
+    Goodbye,
+    Query,
+    Reply,
+)
+from weft.client.worker_messages import WorkerHello, WorkerReady
 from weft.engine.broker.events import (
     Action,
     CatalogLoaded,

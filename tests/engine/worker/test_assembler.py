@@ -8,7 +8,8 @@ import pytest
 from weft.client import wire
 from weft.client.arrays import pack_arrays
 from weft.client.errors import BadRequest
-from weft.client.messages import Dispatch, ForwardBackward, OptimStep, Sample
+from weft.client.messages import ForwardBackward, OptimStep, Sample
+from weft.client.worker_messages import Dispatch
 from weft.engine.worker.assembler import Assembler
 from weft.engine.worker.commands import CommandWork, ModelLimits, PassWork, SampleWork
 

@@ -14,14 +14,12 @@ from random_models import save_random_model
 from weft.client import wire
 from weft.client.messages import (
     CreateRun,
-    Done,
-    Failed,
     ForkRun,
     Header,
     OptimStep,
     Request,
-    Withdraw,
 )
+from weft.client.worker_messages import Done, Failed, Withdraw
 from weft.engine.adapters.head import Head, HeadResult
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.files.store import CheckpointFiles

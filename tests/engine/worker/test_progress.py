@@ -1,7 +1,8 @@
 """What a worker reports unasked, and how often."""
 
 from weft.client.limits import limit
-from weft.client.messages import Header, Underway, WorkerProgress
+from weft.client.messages import Header
+from weft.client.worker_messages import Underway, WorkerProgress
 from weft.engine.worker.progress import CommandProgress, LoadingProgress, Started
 
 
