@@ -38,7 +38,9 @@ bench: install
 	$(BIN)/python bench/train_step.py
 	$(BIN)/python bench/protocol.py
 	$(BIN)/python bench/control_plane.py
+	$(BIN)/python bench/fallback.py
 	$(BIN)/python bench/files.py
+	$(BIN)/python bench/fork.py
 	$(BIN)/python bench/pictures.py
 
 gpu: install
