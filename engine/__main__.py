@@ -200,9 +200,11 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_verify(arguments: argparse.Namespace) -> int:
     """Print the table of a verification; 1 when a row has failed."""
     require_engine()
-    from .verify.report import lines_of, summary_of, write_json
+    from .verify.report import lines_of, require_writable, summary_of, write_json
     from .verify.run import VerifyConfig, verify
 
+    if arguments.json:
+        require_writable(Path(arguments.json))
     config = VerifyConfig(
         model=arguments.model,
         device=arguments.device,

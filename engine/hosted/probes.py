@@ -22,8 +22,10 @@ ROWS_WITHIN = {torch.float32: 1.0, torch.bfloat16: 0.8}
 
 def probe_tokens(config: Any, vocab_size: int, device: torch.device) -> tuple[Tensor, ...]:
     """Two seeded sequences without the special tokens that config names."""
-    special = {value for key, value in config.to_dict().items() if key.endswith("_token_id")}
-    special |= {value for key, value in config.to_dict().items() if key.endswith("_token_index")}
+    special: set[Any] = set()
+    for key, value in config.to_dict().items():
+        if key.endswith(("_token_id", "_token_index")):
+            special.update(value if isinstance(value, list) else [value])
     usual = [token for token in range(min(vocab_size, 4096)) if token not in special]
     random = torch.Generator().manual_seed(0)
     return tuple(

@@ -47,17 +47,18 @@ def check_values(directory: Path) -> Check:
             for name in names:
                 tensor = tensors.get_tensor(name)
                 num_values += tensor.numel()
-                faults += [f"{name} in {file.name} {fault}" for fault in _faults(tensor)]
+                is_matrix = tensor.dim() > 1 and not name.endswith("bias")
+                faults += [f"{name} in {file.name} {fault}" for fault in _faults(tensor, is_matrix)]
     detail = "all finite, no matrix all zeros"
     if faults:
         detail = f"{faults[0]}" + (f", and {len(faults) - 1} more" if len(faults) > 1 else "")
     return judged("values", not faults, f"{num_values:,} values", detail)
 
 
-def _faults(tensor: Tensor) -> list[str]:
+def _faults(tensor: Tensor, is_matrix: bool) -> list[str]:
     if not tensor.is_floating_point():
         return []
-    num_bad, is_zero = 0, tensor.dim() > 1
+    num_bad, is_zero = 0, is_matrix
     for chunk in torch.split(tensor.reshape(-1), _CHUNK):
         num_bad += chunk.numel() - int(torch.isfinite(chunk).sum())
         is_zero = is_zero and not bool(chunk.any())

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ...client.errors import BadRequest
 from .record import Check
 
 _WIDTH = 100
@@ -30,6 +31,14 @@ def summary_of(checks: Sequence[Check]) -> str:
     for check in checks:
         counts[check.status] += 1
     return f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped"
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before anything is computed; raises BadRequest."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be written: {error.strerror}", "bad_request") from None
 
 
 def write_json(path: Path, model: str, checks: Sequence[Check]) -> None:

@@ -63,7 +63,7 @@ def check_ends(
     Sampling stops at those of generation_config.json, or of config.json where it has none.
     """
     stops = list(config_ids if generation_ids is None else generation_ids)
-    figure = f"stops at {', '.join(map(str, stops))}"
+    figure = f"stops at {', '.join(map(str, stops)) or 'no token'}"
     own = None if tokenizer is None else tokenizer.eos_token_id
     if not stops and own is None:
         return skipped("end tokens", "no file names one: sampling ends at max_tokens")

@@ -15,17 +15,17 @@ from weft.engine.model.linear import DenseLinear
 
 
 class Config:
-    """Names two special tokens."""
+    """Names three special tokens, two of them in a list."""
 
     def to_dict(self) -> dict[str, object]:
-        return {"eos_token_id": 3, "image_token_id": 4, "hidden_size": 5}
+        return {"eos_token_id": [2, 3], "image_token_id": 4, "hidden_size": 5, "bos_token_id": None}
 
 
 def test_probes_leave_special_tokens_out_and_are_always_the_same() -> None:
     probes = probe_tokens(Config(), 8, torch.device("cpu"))
     again = probe_tokens(Config(), 8, torch.device("cpu"))
     assert tuple(len(tokens) for tokens in probes) == LENGTHS
-    assert not {3, 4} & {int(token) for tokens in probes for token in tokens}
+    assert not {2, 3, 4} & {int(token) for tokens in probes for token in tokens}
     assert all(torch.equal(*pair) for pair in zip(probes, again, strict=True))
 
 

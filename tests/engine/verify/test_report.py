@@ -64,6 +64,18 @@ def test_the_command_prints_the_table_and_answers_1_when_a_row_fails(
     assert "model.norm.weight in model.safetensors holds" in out
 
 
+def test_a_json_that_cannot_be_written_is_told_before_anything_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "nowhere" / "out.json"
+
+    assert main(["verify", "weft/tiny", "--json", str(path)]) == 1
+
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"weft: {path} cannot be written: No such file or directory\n"
+
+
 def test_an_unknown_model_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "/nowhere/at/all"]) == 1
     assert "no model directory '/nowhere/at/all'" in capsys.readouterr().err

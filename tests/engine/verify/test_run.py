@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rope_examples import YARN
+from safetensors.torch import save_file
 from whole_models import (
     END_OF_TEXT,
     SHARD,
@@ -20,6 +21,7 @@ from whole_models import (
 )
 
 from weft.engine.model.config import ModelConfig
+from weft.engine.verify.files import check_values
 from weft.engine.verify.record import Check
 from weft.engine.verify.run import VerifyConfig, verify
 
@@ -139,6 +141,13 @@ def test_damage_fails_in_its_row_and_nothing_is_computed_from_it(
     assert [check.name for check in rows.values() if check.status == "FAIL"] == [row]
     assert re.search(sentence, rows[row].detail)
     assert {rows[name].status for name in NUMBERS} == {"SKIP"}
+
+
+def test_biases_may_be_zeros(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.experts.down_proj_bias"
+    save_file({name: torch.zeros(4, 32)}, tmp_path / "model.safetensors")
+
+    assert check_values(tmp_path).status == "PASS"
 
 
 def test_a_wrong_end_token_fails_alone(tmp_path: Path) -> None:

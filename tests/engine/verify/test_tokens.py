@@ -41,6 +41,12 @@ def test_no_end_anywhere_is_no_fault() -> None:
     assert check_ends(None, [7], None, vocab_size=320).status == "PASS"
 
 
+def test_stopping_nowhere_is_said(tokenizer: Any) -> None:
+    check = check_ends(tokenizer, [], None, vocab_size=320)
+
+    assert (check.status, check.figure) == ("FAIL", "stops at no token")
+
+
 def test_an_embedding_with_too_few_rows_fails(tokenizer: Any) -> None:
     assert check_tokenizer(tokenizer, 320).status == "PASS"
 
