@@ -15,6 +15,8 @@ On the wire an error is a `code` of `CODES` and a sentence. The official SDK's n
 
 from dataclasses import dataclass
 
+MAX_SENTENCE = 2000  # characters of an error's sentence on the wire; encoded at most 8 kB
+
 
 class WeftError(Exception):
     """Base of all errors of Weft; `code` is stable, the message is for people."""
@@ -120,6 +122,13 @@ def from_code(code: str, detail: str) -> WeftError:
     row = CODES.get(code)
     exception = EngineFailed if row is None else row.exception
     return exception(detail, code)
+
+
+def sentence(text: object) -> str:
+    """An error in words that fit into a header and can be encoded, whatever they quote."""
+    words = str(text)
+    words = words if len(words) <= MAX_SENTENCE else words[: MAX_SENTENCE - 3] + "..."
+    return words.encode("utf-8", "backslashreplace").decode()
 
 
 # Names under which loops written for the official SDK catch these.

@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any
 
+from ...client.errors import sentence
 from ...client.messages import Event, Failure, Reply
 from .catalog import Catalog
 from .config import BrokerConfig
@@ -60,7 +61,9 @@ class Books:
     def failure(self, request_id: int, code: str, detail: str) -> Failure:
         """Build a failure; `busy` says when to come back."""
         retry_after_s = self.config.retry_after_s if code == "busy" else 0.0
-        return Failure(request_id=request_id, code=code, detail=detail, retry_after_s=retry_after_s)
+        return Failure(
+            request_id=request_id, code=code, detail=sentence(detail), retry_after_s=retry_after_s
+        )
 
     def note(self, name: str, tenant: str, fields: dict[str, Any]) -> None:
         """Tell those who watch; a tenant sees its own events and those of the workers ("")."""

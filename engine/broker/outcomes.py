@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from ...client.errors import BadRequest
+from ...client.errors import BadRequest, sentence
 from ...client.messages import (
     CreateRun,
     CreateSampler,
@@ -96,7 +96,7 @@ class Outcomes:
         if run is not None:
             self.release(run)
         if self._books.sessions.watchers:
-            self._note("failed", work, {"code": code, "detail": detail})
+            self._note("failed", work, {"code": code, "detail": sentence(detail)})
 
     def fail_held(self, run: Run, code: str, detail: str) -> None:
         """Fail the commands of a run that are not yet due."""

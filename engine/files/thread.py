@@ -5,7 +5,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from ...client.errors import WeftError
+from ...client.errors import WeftError, sentence
 from .job_runner import JobRunner
 from .jobs import Job, JobResult
 from .store import CheckpointFiles
@@ -13,7 +13,6 @@ from .store import CheckpointFiles
 log = logging.getLogger(__name__)
 
 STOP_S = 30.0  # for the jobs that are left at the end
-MAX_DETAIL = 1000  # characters of an error's sentence
 
 
 class StoreThread:
@@ -59,13 +58,7 @@ class StoreThread:
         try:
             return self._runner.carry_out(job)
         except WeftError as error:
-            return JobResult(code=error.code, detail=_sentence(str(error)))
+            return JobResult(code=error.code, detail=sentence(error))
         except Exception as error:  # the boundary to the disk: the next job may go well
             log.exception("%s failed", type(job).__name__)
-            return JobResult(code="internal", detail=_sentence(f"{type(error).__name__}: {error}"))
-
-
-def _sentence(text: str) -> str:
-    """What fits into a header and can be encoded, whatever names of an upload it quotes."""
-    text = text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 3] + "..."
-    return text.encode("utf-8", "backslashreplace").decode()
+            return JobResult(code="internal", detail=sentence(f"{type(error).__name__}: {error}"))

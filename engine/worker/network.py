@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import zmq
 
 from ...client import wire
-from ...client.errors import WeftError
+from ...client.errors import WeftError, sentence
 from ...client.limits import LIMITS
 from ...client.messages import Failure, Heartbeat, Request
 from ...client.worker_messages import Dispatch, Failed, Stop, Withdraw, WorkerHello
@@ -184,7 +184,7 @@ class Network:
                         dispatch_id=dispatch.dispatch_id,
                         lease_epoch=dispatch.lease_epoch,
                         code=code,
-                        detail=detail,
+                        detail=sentence(detail),
                     )
                 ),
             )

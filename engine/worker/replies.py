@@ -7,6 +7,7 @@ import numpy as np
 
 from ...client import wire
 from ...client.arrays import pack_arrays
+from ...client.errors import sentence
 from ...client.messages import Reply
 from ...client.worker_messages import Done, Failed
 from .commands import Origin
@@ -51,7 +52,7 @@ class Replies:
             dispatch_id=origin.dispatch_id,
             lease_epoch=origin.lease_epoch,
             code=code,
-            detail=detail,
+            detail=sentence(detail),
         )
         self._send(wire.encode(failure))
 

@@ -27,11 +27,13 @@ from core_bench import (
     told,
 )
 
+from weft.client import wire
 from weft.client.messages import (
     Cancel,
     CloseRun,
     CloseSampler,
     Failure,
+    LoadState,
     Reply,
     Void,
 )
@@ -415,3 +417,21 @@ def test_a_bad_sampler_is_refused(fields: dict[str, str]) -> None:
 def test_a_bad_sample_is_refused(fields: dict[str, int]) -> None:
     bench = sampling_bench()
     assert told(bench.say(sample(5, **fields))) == [(5, "bad_request")]
+
+
+def test_a_refusal_that_quotes_a_long_path_fits_into_a_header() -> None:
+    bench = ready_bench()
+    header = LoadState(
+        request_id=11,
+        run_id=RUN,
+        seq=1,
+        digest=digest("load"),
+        path="\0" * 60_000,
+        with_optimizer=False,
+    )
+    (action,) = bench.say(header)
+    assert isinstance(action, ToClient)
+    assert action.header is not None
+    failure = wire.decode(wire.encode(action.header))
+    assert isinstance(failure, Failure)
+    assert (failure.request_id, failure.code) == (11, "bad_request")
