@@ -48,7 +48,8 @@ class CoreBench:
     """A core, its time, and what it was last told to dispatch."""
 
     def __init__(self, *, persists: bool = True, **settings: Any) -> None:
-        keys = {name: settings.pop(name) for name in ("secret", "tenant_of") if name in settings}
+        names = ("secret", "tenant_of", "wall_offset")
+        keys = {name: settings.pop(name) for name in names if name in settings}
         self.core = BrokerCore(BrokerConfig(**settings), server="weft test", **keys)
         self.now = 1000.0
         self.persists = persists  # Persist is answered at once, and not shown

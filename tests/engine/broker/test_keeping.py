@@ -181,6 +181,14 @@ def test_a_checkpoint_expires_when_its_time_has_come() -> None:
     assert jobs(bench.tick(1.0)) == []
 
 
+def test_an_expiry_is_a_time_of_the_wall_clock() -> None:
+    bench = bench_with(checkpoint("a"), wall_offset=5e8)
+    assert bench.say(expire(60)) == [StoreJob(1, ExpireState(PATH, 5e8 + 1060))]
+    bench.handle(done(1))
+    assert jobs(bench.tick(59.0)) == []
+    assert jobs(bench.tick(1.0)) == [StoreJob(2, DeleteState(PATH))]
+
+
 def test_an_expiry_can_be_taken_back() -> None:
     bench = bench_with(checkpoint("a", expires=1010.0))
     assert bench.say(expire(0)) == [StoreJob(1, ExpireState(PATH, 0.0))]
