@@ -1,10 +1,12 @@
 """The checkpoints that exist, by path and owner, and when they expire."""
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from ...client.errors import NotFound
 from ...client.paths import parse_path
 from ..files.checkpoint import Checkpoint
+
+OUTDATED = 64  # expiries that may be out of date beside as many as there are checkpoints
 
 
 class Catalog:
@@ -23,6 +25,9 @@ class Catalog:
         self._by_path[checkpoint.path] = checkpoint
         if checkpoint.expires:
             heappush(self._expiries, (checkpoint.expires, checkpoint.path))
+        if self.num_expiries > 2 * len(self._by_path) + OUTDATED:
+            self._expiries = [(c.expires, path) for path, c in self._by_path.items() if c.expires]
+            heapify(self._expiries)
 
     def remove(self, path: str) -> None:
         """Strike a checkpoint off."""
@@ -34,13 +39,18 @@ class Catalog:
 
     def take_expired(self, now: float) -> list[Checkpoint]:
         """The checkpoints whose time has come, seconds since the epoch; each is told once."""
-        found = []
+        found = {}
         while self._expiries and self._expiries[0][0] <= now:
             expires, path = heappop(self._expiries)
             checkpoint = self._by_path.get(path)
             if checkpoint is not None and checkpoint.expires == expires:
-                found.append(checkpoint)
-        return found
+                found[path] = checkpoint
+        return list(found.values())
+
+    @property
+    def num_expiries(self) -> int:
+        """How many times of expiry are remembered, with those that are out of date."""
+        return len(self._expiries)
 
     def count(self, tenant: str) -> int:
         """How many a tenant has."""

@@ -66,3 +66,19 @@ def test_an_expiry_is_told_once_and_only_if_it_still_holds() -> None:
     assert [entry.path[-1] for entry in catalog.take_expired(4.9)] == ["b"]
     assert [entry.path[-1] for entry in catalog.take_expired(9.0)] == ["a", "c"]
     assert catalog.take_expired(99.0) == []
+
+
+def test_a_checkpoint_that_came_back_to_its_path_expires_once() -> None:
+    catalog = Catalog()
+    catalog.add(checkpoint("a", expires=5.0))
+    catalog.remove(PATH)
+    catalog.add(checkpoint("a", expires=5.0))
+    assert [entry.path for entry in catalog.take_expired(6.0)] == [PATH]
+
+
+def test_expiries_that_were_put_off_are_forgotten() -> None:
+    catalog = Catalog()
+    for number in range(10_000):
+        catalog.add(checkpoint("a", expires=1e9 + number))
+    assert catalog.num_expiries < 100
+    assert [entry.expires for entry in catalog.take_expired(2e9)] == [1e9 + 9999]
