@@ -57,6 +57,8 @@ def check_command(books: Books, session: Session, run: Run, header: Command) -> 
                 path = str(CheckpointPath(run.run_id, "sampler_weights", check_name(header.name)))
                 check_ttl(header.ttl_s or None)
                 check_free(books, session, path, overwrite=False)
+            elif header.ttl_s or header.user_metadata:
+                raise BadRequest("ttl_s and user_metadata are of a file, which has a name")
             if header.sampler_id:
                 check_sampler_id(books, session, header.sampler_id)
         case LoadState():
@@ -137,6 +139,8 @@ def _check_create(books: Books, session: Session, header: CreateRun) -> None:
         if card is not None and model not in (card.name, *card.aliases):
             raise BadRequest(f"{header.from_path} belongs to {model!r}, not {header.base_model!r}")
         return
+    if header.with_optimizer:
+        raise BadRequest("with_optimizer needs from_path, the state that has it")
     card = _card(books, model)
     max_rank = card.max_rank if card is not None else MAX_RANK
     if not 1 <= header.rank <= max_rank:

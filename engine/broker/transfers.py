@@ -90,6 +90,10 @@ class Transfers:
         if header.unembed not in UNEMBED_CHOICES:
             choices = ", ".join(UNEMBED_CHOICES)
             raise BadRequest(f"unembed is {header.unembed[:80]!r}, not one of {choices}")
+        if header.form == "state" and (header.unembed != "include" or header.base_model):
+            raise BadRequest(
+                "unembed and base_model are of the form peft; a state is sent as it is"
+            )
         self._check_room(session)
         work = self._storing.begin(session, header)
         transfer = self._add(session)

@@ -33,7 +33,9 @@ from weft.client.messages import (
     CloseRun,
     CloseSampler,
     Failure,
+    Goodbye,
     LoadState,
+    Query,
     Reply,
     Void,
 )
@@ -293,6 +295,29 @@ def test_a_run_id_is_made_from_the_session(run_id: str) -> None:
     bench = CoreBench()
     bench.hello()
     assert told(bench.say(create_run(run_id=run_id))) == [(1, "bad_request")]
+
+
+def test_the_run_of_an_ended_session_is_not_taken_over_by_another_tenant() -> None:
+    bench = two_tenants()
+    bench.say(Goodbye())
+    bench.hello(SESSION, b"thief", api_key="b")
+    assert told(bench.say(create_run(5), peer=b"thief"), b"thief") == [(5, "conflict")]
+    bench.hello("c" * 32, b"second")
+    query = Query(request_id=6, what="run", subject=RUN)
+    assert told(bench.say(query, peer=b"second"), b"second") == [(6, "")]
+
+
+@pytest.mark.parametrize("fields", [{"ttl_s": 60}, {"user_metadata": {"a": "b"}}], ids=str)
+def test_what_belongs_to_a_file_is_refused_without_one(fields: dict[str, Any]) -> None:
+    bench = ready_bench()
+    assert told(bench.say(save_for_sampler(1, **fields))) == [(11, "bad_request")]
+
+
+def test_a_run_that_starts_from_nothing_has_no_optimizer_to_start_with() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.add_worker()
+    assert told(bench.say(create_run(with_optimizer=True))) == [(1, "bad_request")]
 
 
 # Cancelling and closing.

@@ -281,6 +281,12 @@ def test_a_download_names_its_files() -> None:
     ]
 
 
+@pytest.mark.parametrize("fields", [{"unembed": "omit"}, {"base_model": "org/b"}], ids=str)
+def test_a_state_is_sent_as_it_is_or_not_at_all(fields: dict[str, Any]) -> None:
+    bench = bench_with()
+    assert told(bench.say(open_download(form="state", **fields))) == [(1, "bad_request")]
+
+
 def test_a_part_is_read_and_sent() -> None:
     bench = downloading()
     assert bench.say(read(2)) == [StoreJob(2, ReadBytes(1, 20, 5))]
