@@ -18,8 +18,9 @@ from . import attention as weft_attention
 from .facts import HostedFacts
 from .masks import Masks, Unpackable
 from .model import PackedModel, Parts, takes_positions
-from .probes import WatchingLinears, disagreement, reached_rows
+from .probes import WatchingLinears, reached_rows
 from .reference import Reference
+from .rounding import Rounding, disagreement
 
 
 def try_packing(
@@ -63,7 +64,7 @@ def _try(
     parts.facts = shapes.complete(parts.facts)
     model = PackedModel(parts, masks)
     _check_logits(model, reference, probes)
-    _check_isolation(model, probes)
+    _check_isolation(model, probes, reference.rounding)
     _check_continuation(model, reference, probes)
     return model, _reached_sites(model, probes)
 
@@ -123,21 +124,21 @@ def _logits(
 
 def _check_logits(model: PackedModel, reference: Reference, probes: Sequence[Tensor]) -> None:
     found = _logits(model, probes, _packed(probes))
-    if difference := disagreement(found, torch.cat(reference.logits), model.dtype):
+    if difference := disagreement(found, torch.cat(reference.logits), reference.rounding):
         raise Unpackable(f"packed {difference}")
 
 
-def _check_isolation(model: PackedModel, probes: Sequence[Tensor]) -> None:
+def _check_isolation(model: PackedModel, probes: Sequence[Tensor], rounding: Rounding) -> None:
     """The last sequence must not feel the others: their tokens, their lengths, their NaN."""
     first, last = probes
     alone = _logits(model, [last], _packed([last]))
     for other in (first.flip(0), first[:5], torch.cat([first, first])):
         beside = _logits(model, [other, last], _packed([other, last]))
-        if difference := disagreement(beside[len(other) :], alone, model.dtype):
+        if difference := disagreement(beside[len(other) :], alone, rounding):
             raise Unpackable(f"beside another sequence {difference}")
     poison = WatchingLinears(poisoned=slice(0, len(first)))
     beside = _logits(model, probes, _packed(probes), poison)
-    if difference := disagreement(beside[len(first) :], alone, model.dtype):
+    if difference := disagreement(beside[len(first) :], alone, rounding):
         raise Unpackable(f"beside a sequence of NaN {difference}")
 
 
@@ -148,7 +149,7 @@ def _check_continuation(model: PackedModel, reference: Reference, probes: Sequen
         pieces = [tokens[first:last] for tokens in probes]
         found = _go_on(model, pieces, kept)
     expected = torch.cat([logits[-1:] for logits in reference.logits])
-    if difference := disagreement(found, expected, model.dtype):
+    if difference := disagreement(found, expected, reference.rounding):
         raise Unpackable(f"token by token {difference}")
 
 

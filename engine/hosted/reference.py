@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...client.errors import BadRequest
+from .rounding import Rounding, measure_rounding
 
 CACHE_FIELDS = ("past_key_values", "cache_params", "state")  # of an output, and of arguments
 
@@ -24,6 +25,7 @@ class Reference:
     logits: tuple[Tensor, ...]  # [T, V] of each probe alone
     scale: float  # of the unembedding's outputs
     softcap: float  # that bends them after that; 0 for none
+    rounding: Rounding  # how far other logits may be from these
     clean: frozenset[str]  # linears called once a pass, with exactly the rows of the pass
     clean_cached: frozenset[str]  # those of them that are so when a cache is used, too
 
@@ -48,11 +50,12 @@ def observe(module: Any, probes: Sequence[Tensor], names: Sequence[str]) -> Refe
             clean = calls.clean()
             _run_cached(module, probes[0], calls)
         scale, softcap = _logit_form(module, probes[0])
+        rounding = measure_rounding(module, probes, names)
     except BadRequest:
         raise
     except Exception as error:  # the modelling code raises what it likes
         raise BadRequest(f"{name} cannot be run: {type(error).__name__}: {error}") from error
-    return Reference(tuple(logits), scale, softcap, clean, calls.clean())
+    return Reference(tuple(logits), scale, softcap, rounding, clean, calls.clean())
 
 
 def _run_cached(module: Any, tokens_T: Tensor, calls: "_Calls") -> None:

@@ -12,8 +12,9 @@ from ...client.errors import BadRequest
 from ..model.layers import capped
 from ..model.linear import FrozenLinears
 from .model import Parts, SequenceState, SequentialHosted, StateCost
-from .probes import WatchingLinears, disagreement, reached_rows
+from .probes import WatchingLinears, reached_rows
 from .reference import Reference
+from .rounding import Rounding, disagreement
 from .state_tensors import chunks_use_all, num_bytes
 
 _FREE = StateCost(0, 0)
@@ -31,19 +32,19 @@ def check_sequential(
         BadRequest: it does not compute what it did before its linears were swapped, or cannot go
             on from its own cache.
     """
-    name = type(parts.module).__name__
+    name, rounding = type(parts.module).__name__, reference.rounding
     model = SequentialHosted(parts, continues_in_chunks=True, cost=_FREE)
     reached: set[int] | None = None
     try:
         for tokens_L, expected_LV in zip(probes, reference.logits, strict=True):
             found, sites = _whole(model, tokens_L)
-            if difference := disagreement(found, expected_LV, model.dtype):
+            if difference := disagreement(found, expected_LV, rounding):
                 raise BadRequest(f"with its linears swapped {difference}")
-            if difference := _stepwise(model, tokens_L, expected_LV):
+            if difference := _stepwise(model, tokens_L, expected_LV, rounding):
                 raise BadRequest(f"from its own cache {difference}")
             reached = sites if reached is None else reached & sites
         has_chunks = chunks_use_all(model, probes[0]) and not any(
-            _in_chunks(model, tokens_L, expected_LV)
+            _in_chunks(model, tokens_L, expected_LV, rounding)
             for tokens_L, expected_LV in zip(probes, reference.logits, strict=True)
         )
         cost = _state_cost(model, torch.cat(list(probes)))
@@ -79,7 +80,9 @@ def _advance(model: SequentialHosted, state: SequenceState, *pieces: Tensor) -> 
     return _logits(model, torch.cat(hidden))
 
 
-def _stepwise(model: SequentialHosted, tokens_L: Tensor, expected_LV: Tensor) -> str:
+def _stepwise(
+    model: SequentialHosted, tokens_L: Tensor, expected_LV: Tensor, rounding: Rounding
+) -> str:
     """A prompt, then token by token, beside a copy that goes another way; how it differs."""
     state = model.new_state()
     prompt, steps = tokens_L[:6], torch.split(tokens_L[6:], 1)
@@ -87,16 +90,18 @@ def _stepwise(model: SequentialHosted, tokens_L: Tensor, expected_LV: Tensor) ->
     astray = model.copy_state(state)
     _advance(model, astray, *torch.split(tokens_L[:3], 1))
     found.append(_advance(model, state, *steps[1:]))
-    return disagreement(torch.cat(found), expected_LV, model.dtype)
+    return disagreement(torch.cat(found), expected_LV, rounding)
 
 
-def _in_chunks(model: SequentialHosted, tokens_L: Tensor, expected_LV: Tensor) -> str:
+def _in_chunks(
+    model: SequentialHosted, tokens_L: Tensor, expected_LV: Tensor, rounding: Rounding
+) -> str:
     """A prompt in pieces of several tokens; how it differs."""
     try:
         found = _advance(model, model.new_state(), *torch.split(tokens_L, 4))
     except Exception as error:  # the modelling code raises what it likes
         return f"{type(error).__name__}: {error}"
-    return disagreement(found, expected_LV, model.dtype)
+    return disagreement(found, expected_LV, rounding)
 
 
 def _state_cost(model: SequentialHosted, tokens_L: Tensor) -> StateCost:

@@ -153,7 +153,11 @@ def _check_numbers(rows: Rows, machine: Machine, tokenizer: Any | None) -> None:
     try:
         check_room(machine.directory, machine.device, machine.dtype)
         model = open_model(
-            machine.directory, machine.modelling, device=machine.device, dtype=machine.dtype
+            machine.directory,
+            machine.modelling,
+            device=machine.device,
+            dtype=machine.dtype,
+            check_bytes=granted,
         )
     except Exception as error:  # ours, and what a device or a library raises
         rows.add(failure("model", error))

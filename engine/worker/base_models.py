@@ -25,6 +25,7 @@ def open_model(
     device: torch.device,
     dtype: torch.dtype,
     is_deterministic: bool = False,
+    check_bytes: int = 0,
     on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> BaseModel:
     """Load a model.
@@ -32,6 +33,7 @@ def open_model(
     Args:
         modelling: "native" is our own decoder, "transformers" its code, "auto" the former where
             it is built for the model.
+        check_bytes: see `load_hosted`.
         on_progress: told how much of the weights is read, by our own decoder only.
 
     Raises:
@@ -45,7 +47,13 @@ def open_model(
         )
     log.info("%s runs by transformers' code: %s", directory, reason)
     try:
-        return load_hosted(directory, device=device, dtype=dtype, is_deterministic=is_deterministic)
+        return load_hosted(
+            directory,
+            device=device,
+            dtype=dtype,
+            is_deterministic=is_deterministic,
+            check_bytes=check_bytes,
+        )
     except BadRequest as error:
         raise BadRequest(f"{error} (our own decoder does not run it: {reason})") from error
 

@@ -159,6 +159,7 @@ def _open(
         device=device,
         dtype=dtype,
         is_deterministic=config.is_deterministic,
+        check_bytes=wishes.granted_bytes,
         on_progress=progress.read,
     )
     if isinstance(model, PackedModel | SequentialHosted):
