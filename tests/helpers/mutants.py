@@ -84,8 +84,7 @@ def passes(tree: Path, tests: Iterable[str]) -> bool:
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=False)
     if done.returncode not in (0, 1):
-        output = done.stdout.decode() + done.stderr.decode()
-        raise SystemExit(f"{', '.join(tests)} cannot run:\n{output}")
+        raise SystemExit(f"cannot run:\n{done.stdout.decode()}{done.stderr.decode()}")
     return done.returncode == 0
 
 
