@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ...client.errors import EngineFailed, WeftError, from_code
@@ -35,8 +36,9 @@ class WorkerProcess:
             env={**os.environ, **environment},
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(assignment.to_json() + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died, and the watcher says how
+            self._process.stdin.write(assignment.to_json() + "\n")
+            self._process.stdin.flush()
         self._on_exit = on_exit
         self._watcher = threading.Thread(target=self._watch, name="weft-watch", daemon=True)
         self._watcher.start()

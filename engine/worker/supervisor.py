@@ -133,5 +133,9 @@ class Supervisor:
             if self._is_stopping.is_set():
                 return False
             self._assignment = self._assign()
-            self._process = WorkerProcess(self._assignment, self._exits.put)
+            try:
+                self._process = WorkerProcess(self._assignment, self._exits.put)
+            except OSError as error:  # such as no memory for it: counts as a death
+                detail = f"the worker process could not be started: {error}"
+                self._exits.put(EngineFailed(detail))
             return True

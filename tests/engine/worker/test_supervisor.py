@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +114,16 @@ def test_nothing_is_started_after_a_stop(supervisor: Supervisor, told: Told) -> 
     supervisor.join()
     assert supervisor.pid == pid
     assert told.queue.empty()
+
+
+def test_a_start_that_fails_counts_as_a_death(
+    supervisor: Supervisor, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor.ready()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    kill(supervisor)
+    assert [told.next()[0] for _ in range(2)] == ["awaited", "gone"]
+    assert [told.next()[0] for _ in range(2)] == ["end no_worker", "no worker"]
+    kind, detail = told.next()
+    assert kind == "gone"
+    assert detail.startswith("the worker process could not be started")
