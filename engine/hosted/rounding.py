@@ -71,7 +71,7 @@ def _move(random: torch.Generator, most: float, _: Any, inputs: Any, output: Ten
 def row_errors(found_TV: Tensor, expected_TV: Tensor) -> Tensor:
     """The relative RMS error of each row, [T] float64."""
     expected = expected_TV.double()
-    norms_T = torch.linalg.vector_norm(expected, dim=-1).clamp_min(1e-30)
+    norms_T: Tensor = torch.linalg.vector_norm(expected, dim=-1).clamp_min(1e-30)
     errors_T: Tensor = torch.linalg.vector_norm(found_TV.double() - expected, dim=-1)
     return errors_T / norms_T
 
