@@ -74,6 +74,7 @@ class Connection:
         self._loop = Loop(Link(hello, address), context)
         self.shows_waiting = show_waiting
         self._line = WaitingLine(show_waiting)
+        self._watch_lock = threading.Lock()  # each Watch goes out as its stream comes or goes
         self._finalizer = weakref.finalize(self, _stop, self._loop)
 
     def new_request_id(self) -> int:
@@ -122,20 +123,25 @@ class Connection:
             Busy: too many clients watch.
         """
         stream = EventStream(self._unwatch)
-        self._loop.add_stream(stream)
-        header = Watch(request_id=self.new_request_id(), enabled=True)
         try:
-            self.send([header], [()], nothing).result()
+            with self._watch_lock:
+                self._loop.add_stream(stream)
+                sent = self._send_watch(True)
+            sent.result()
         except BaseException:
             self._loop.remove_stream(stream)
             raise
         return stream
 
     def _unwatch(self, stream: EventStream) -> None:
-        if self._loop.remove_stream(stream):
-            header = Watch(request_id=self.new_request_id(), enabled=False)
-            with suppress(Disconnected):  # the session has ended
-                self.send([header], [()], nothing)
+        with self._watch_lock:
+            if self._loop.remove_stream(stream):
+                with suppress(Disconnected):  # the session has ended
+                    self._send_watch(False)
+
+    def _send_watch(self, enabled: bool) -> APIFuture[None]:
+        header = Watch(request_id=self.new_request_id(), enabled=enabled)
+        return self.send([header], [()], nothing)
 
     def welcome(self) -> Welcome | None:
         """What the server said when it was reached last; None before."""

@@ -1,6 +1,7 @@
 """Events: in order, bounded, and over whenever the stream or the connection is."""
 
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,27 @@ def test_what_the_server_tells_arrives_in_every_stream(
         assert [first.get(DEADLINE_S), second.get(DEADLINE_S)] == [expected] * 2
     service.get_server_capabilities()
     assert [header.enabled for header in broker.wait_for("watch")][-2:] == [True, False]
+
+
+def test_a_stream_that_is_opened_while_the_last_one_is_closed_has_events(
+    broker: FakeBroker, service: ServiceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = service.connection._loop
+    remove, streams = loop.remove_stream, list[EventStream]()
+    opener = threading.Thread(target=lambda: streams.append(service.watch()))
+
+    def remove_and_open(stream: EventStream) -> bool:
+        was_last = remove(stream)
+        opener.start()
+        opener.join(0.2)  # time to overtake, if it can
+        return was_last
+
+    service.get_server_capabilities()
+    stream = service.watch()
+    monkeypatch.setattr(loop, "remove_stream", remove_and_open)
+    stream.close()
+    opener.join(DEADLINE_S)
+    assert [header.enabled for header in broker.wait_for("watch", 3)] == [True, False, True]
 
 
 def test_a_stream_that_nobody_holds_is_forgotten(
