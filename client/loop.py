@@ -109,7 +109,8 @@ class Loop:
         with self._lock:
             if self._is_stopping:
                 raise from_code("disconnected", f"the connection to {self.link.address} is closed")
-            if self._unanswered and self._unanswered + num_bytes > _MAX_UNANSWERED:
+            is_full = self._unanswered and self._unanswered + num_bytes > _MAX_UNANSWERED
+            if is_full and not request.cancels:  # that makes room
                 raise Busy(
                     f"{self._unanswered} bytes already wait for an answer, at most "
                     f"{_MAX_UNANSWERED}; wait for some results first"
@@ -188,6 +189,8 @@ class Loop:
                 pass
         except Exception as error:
             log.exception("the connection's thread ends")
+            with self._lock:
+                self._is_stopping = True  # before anybody is told, and tries again
             self._fail_all(EngineFailed(f"the connection's thread failed: {error}"))
         finally:
             with self._lock:

@@ -39,6 +39,7 @@ from weft.client import (
 )
 from weft.client import loop as loop_module
 from weft.client.limits import LIMITS, Limit
+from weft.client.messages import Failure
 from weft.client.waiting import Reason
 
 PROMPT = ModelInput.from_ints([1, 2, 3])
@@ -222,6 +223,44 @@ def test_unanswered_bytes_are_bounded(
     monkeypatch.undo()
     run.optim_step(AdamParams())
     assert [header.seq for header in broker.wait_for("optim_step", 2)] == [1, 2]
+
+
+def test_a_call_can_be_withdrawn_when_nothing_more_may_be_sent(
+    broker: FakeBroker, service: ServiceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.answers["query"] = silent
+    broker.answers["cancel"] = lambda header, _: [
+        reply(header, {}),
+        (Failure(request_id=header.target_id, code="cancelled", detail=""), ()),
+    ]
+    future = service.get_status()
+    monkeypatch.setattr(loop_module, "_MAX_UNANSWERED", 1)
+    assert future.cancel(DEADLINE_S)
+
+
+def test_a_call_made_while_the_thread_fails_is_refused(
+    broker: FakeBroker, service: ServiceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.answers["query"] = silent
+    refused: list[str] = []
+
+    def call_again(_: object) -> None:
+        try:
+            service.get_status()
+        except Disconnected as error:
+            refused.append(str(error))
+
+    first = service.get_status()
+    first.future().add_done_callback(call_again)
+    loop = service.connection._loop
+    thread = loop._thread
+    assert thread is not None
+    monkeypatch.setattr(loop.link, "tick", lambda now: 1 / 0)
+    service.connection._loop.wait_began(1, 0.0)  # wakes it
+    with pytest.raises(EngineFailed, match="division by zero"):
+        first.result(DEADLINE_S)
+    thread.join(DEADLINE_S)
+    assert [text.partition(" is ")[2] for text in refused] == ["closed"]
 
 
 def test_a_nonsense_answer_fails_its_call_alone(broker: FakeBroker, service: ServiceClient) -> None:
