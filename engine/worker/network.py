@@ -103,6 +103,8 @@ class Network:
             self._loop(socket)
         except zmq.ContextTerminated:
             self.inbox.put(Stopped("the messaging context was closed"))
+        except zmq.Again:
+            self.inbox.put(Stopped("the broker is gone"))
         except Exception as error:  # nobody would be heard any more: the worker ends
             log.exception("the network thread failed")
             self.inbox.put(Stopped(f"the network thread failed: {error}"))
@@ -114,7 +116,7 @@ class Network:
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(self._wake_in, zmq.POLLIN)
-        socket.send(wire.encode(self._hello))
+        _send(socket, (wire.encode(self._hello),))
         heartbeat_s = float(LIMITS["heartbeat_s"].default)
         last_sent = last_heard = time.monotonic()
         while True:
@@ -122,14 +124,14 @@ class Network:
             if self._wake_in in ready:
                 self._wake_in.recv()
             while self._outbox:
-                socket.send_multipart(self._outbox.popleft(), copy=False)
+                _send(socket, self._outbox.popleft())
                 last_sent = time.monotonic()
             if socket in ready:
                 last_heard = time.monotonic()
                 self._receive(socket)
             now = time.monotonic()
             if now - last_sent > heartbeat_s:
-                socket.send(wire.encode(Heartbeat()))
+                _send(socket, (wire.encode(Heartbeat()),))
                 last_sent = now
             if now - last_heard > SILENCE_S:
                 self.inbox.put(Stopped("the broker is silent"))
@@ -190,3 +192,11 @@ class Network:
             )
         )
         self._wake()
+
+
+def _send(socket: "zmq.Socket[bytes]", frames: Sequence[Frame]) -> None:
+    """Send one message; raises zmq.Again when there is nobody any more at the other end.
+
+    The queue has no bound, so nothing else could make it wait; within a process it would for ever.
+    """
+    socket.send_multipart(frames, zmq.NOBLOCK, copy=False)

@@ -1,5 +1,6 @@
-"""A worker's network thread against peers that send what they like."""
+"""A worker's network thread against peers that send what they like, or go."""
 
+import queue
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,14 +15,16 @@ from weft.client.messages import ForwardBackward, Header
 from weft.client.worker_messages import Dispatch, Failed, WorkerHello
 from weft.engine.trace import Trace
 from weft.engine.worker.commands import ModelLimits
-from weft.engine.worker.network import Network
+from weft.engine.worker.network import Network, Stopped
 
 HANG_GUARD_MS = 20_000
 LIMITS = ModelLimits(vocab_size=100, max_context=32, unit_tokens=8, max_datum_tokens=16)
 
 
 class Peer:
-    """A broker's back, by hand."""
+    """A broker's back, by hand, and the network thread that it talks to."""
+
+    network: Network
 
     def __init__(self, context: "zmq.Context[Any]", address: str) -> None:
         self.socket = context.socket(zmq.ROUTER)
@@ -45,7 +48,7 @@ def peer() -> Iterator[Peer]:
     context: zmq.Context[Any] = zmq.Context()
     made = Peer(context, "inproc://back")
     hello = WorkerHello(versions=[1], worker_id="w0", secret="", pid=1)
-    network = Network(context, "inproc://back", hello, Trace(None))
+    network = made.network = Network(context, "inproc://back", hello, Trace(None))
     network.serve(LIMITS)
     network.start()
     assert made.hear() == hello
@@ -87,3 +90,16 @@ def test_a_refusal_that_quotes_a_long_name_does_not_end_the_worker(peer: Peer) -
     first = refused(peer, 1, "\0" * 50_000)
     assert (first.dispatch_id, first.code) == (1, "malformed")
     assert refused(peer, 2, "x").detail == "array 'x' has dtype 'int8', not int32 or float32"
+
+
+def test_a_broker_that_is_gone_does_not_hold_up_the_end(peer: Peer) -> None:
+    peer.socket.close(0)
+    for _ in range(200):  # the other end learns of it a little later
+        peer.network.send(b"an answer nobody waits for")
+        try:
+            found = peer.network.inbox.get(timeout=0.02)
+        except queue.Empty:
+            continue
+        assert found == Stopped("the broker is gone")
+        return
+    raise AssertionError("the network thread waits for a broker that is gone")
