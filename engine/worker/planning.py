@@ -30,15 +30,22 @@ class Wishes:
     batch_tokens: int
 
     def request(
-        self, *, weights: int, vocab_size: int, max_context: int, activations: int, page_bytes: int
+        self,
+        *,
+        weights: int,
+        vocab_size: int,
+        max_context: int,
+        activations: int,
+        page_bytes: int,
+        is_capped: bool = False,
     ) -> MemoryRequest:
-        """The request of a model that computes no activations again."""
+        """The request of a model that computes no activations again; capped logits keep a tanh."""
         return MemoryRequest(
             weights=weights,
             adapter_parameter_bytes=self.dtype.itemsize,
             activation_bytes_per_token=activations,
             checkpointed_bytes_per_token=activations,
-            workspace=2 * HEAD_CHUNK_ROWS * vocab_size * 4,
+            workspace=(2 + is_capped) * HEAD_CHUNK_ROWS * vocab_size * 4,
             page_bytes=page_bytes,
             batch_tokens=self.batch_tokens,
             max_context=min(max_context, SURE_CONTEXT),
@@ -100,6 +107,7 @@ def plan_hosted(
         max_context=facts.max_context,
         activations=packed_bytes_per_token(cost),
         page_bytes=max(1, page_bytes),
+        is_capped=model.logit_softcap > 0,
     )
     plan = replace(plan_memory(wishes.granted_bytes, request), recompute_above_tokens=NEVER)
     if isinstance(model, SequentialHosted):

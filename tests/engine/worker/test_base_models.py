@@ -10,11 +10,13 @@ from random_models import save_random_model
 from whole_models import edit_json
 
 from weft.client.errors import BadRequest
+from weft.engine.hosted.checkpoint import checkpoint_parameters
 from weft.engine.hosted.load import load_hosted
 from weft.engine.model.base import BaseModel
 from weft.engine.model.errors import NotBuilt
 from weft.engine.worker.base_models import open_model, why_not_native
 from weft.engine.worker.planning import (
+    HEAD_CHUNK_ROWS,
     NEVER,
     Wishes,
     check_hosted,
@@ -84,6 +86,20 @@ def test_a_sequential_model_has_batches_of_one_sequence(tmp_path: Path) -> None:
     plan = plan_hosted(WISHES, tmp_path, model)
     assert plan.batch_tokens == 1
     assert plan.max_datum_tokens > 256
+
+
+def test_the_plan_has_room_for_the_tanh_of_capped_logits(tmp_path: Path) -> None:
+    wishes = replace(WISHES, dtype=torch.bfloat16)
+    workspaces = []
+    for cap in (None, 30.0):
+        path = save_family(tmp_path / str(cap), "gemma2", final_logit_softcapping=cap)
+        model = load_hosted(path, dtype=torch.bfloat16)
+        assert model.logit_softcap == (cap or 0)
+        held = checkpoint_parameters(path) * 2
+        workspaces.append(plan_hosted(wishes, path, model).weights - held)
+    chunk = HEAD_CHUNK_ROWS * 97  # logits: their own type, float32 for the losses, and the tanh
+    assert workspaces[0] >= (2 + 4) * chunk
+    assert workspaces[1] >= (2 + 4 + 4) * chunk
 
 
 def test_both_plans_of_one_model_hold_about_as_much(tmp_path: Path) -> None:
