@@ -211,7 +211,7 @@ class Controls:
         unembed = next((s.name for s in self._store.sites if s.family == "unembed"), "")
         return Checkpoint(
             path=path,
-            tenant=work.origin.lane.split("/")[0],
+            tenant=work.origin.lane.rpartition("/")[0],
             base_model=self._model_name,
             rank=held.run.rank,
             alpha=held.run.alpha,

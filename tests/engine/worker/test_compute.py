@@ -18,6 +18,7 @@ from weft.client.messages import (
     Header,
     OptimStep,
     Request,
+    SaveState,
 )
 from weft.client.worker_messages import Done, Failed, Withdraw
 from weft.engine.adapters.head import Head, HeadResult
@@ -286,3 +287,11 @@ def test_a_worker_that_is_stopped_leaves_what_nobody_waits_for(bench: Bench) -> 
     bench.put(create(1, "r"), passed(2, "r"), Stopped("enough"))
     assert bench.compute.run() == "enough"
     assert bench.wire.answers == []
+
+
+def test_a_state_belongs_to_its_tenant_however_that_is_called(bench: Bench, tmp_path: Path) -> None:
+    run_id = "a" * 32 + ":train:0"
+    save = SaveState(request_id=2, run_id=run_id, seq=1, digest=b"", name="a")
+    bench.put(create(1, run_id), CommandWork(Origin(2, 1, "lab/anna/session", 2), save))
+    assert bench.run() == {1: "done", 2: "done"}
+    assert [record.tenant for record in CheckpointFiles(tmp_path).scan()] == ["lab/anna"]
