@@ -4,6 +4,7 @@ Files appear whole: they are written under other names, which go away when somet
 """
 
 import os
+import secrets
 import tarfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -146,6 +147,8 @@ def _open(source: Source, name: str) -> BinaryIO:
 def _check_given(source: Source) -> None:
     if isinstance(source, Mapping):
         where, names = "the adapter", set(source)
+        for name, content in source.items():
+            require_type(name, content, bytes, "bytes")
         for name in sorted(names.difference(_SENT)):
             if TENSORS_NAME in names or name not in _PICKLED:
                 raise BadRequest(f"{name!r} is not taken; an adapter is {' and '.join(_SENT)}")
@@ -168,7 +171,7 @@ def _whole(target: Path, overwrite: bool) -> Generator[Path, None, None]:
     if target.exists() and not overwrite:
         raise BadRequest(f"{target} exists; pass overwrite=True to replace it", "conflict")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
         temporary.replace(target)

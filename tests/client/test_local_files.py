@@ -47,6 +47,18 @@ def test_what_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> None:
     assert (tmp_path / CONFIG_NAME).read_bytes() == b"abc"
 
 
+def test_two_downloads_to_one_place_are_not_mixed(tmp_path: Path) -> None:
+    first, files = BytesIO(b"the first"), [(CONFIG_NAME, 9)]
+
+    def read(size: int) -> bytes:
+        write_folder(tmp_path, files, BytesIO(b"the other").read, True)
+        return first.read(size)
+
+    write_folder(tmp_path, files, read, True)
+    assert (tmp_path / CONFIG_NAME).read_bytes() == b"the first"
+    assert names(tmp_path) == [CONFIG_NAME]
+
+
 @pytest.mark.parametrize("name", ["../../.ssh/authorized_keys", "/etc/passwd", "other.json"])
 def test_a_server_does_not_choose_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(EngineFailed, match="the server sends a file"):
