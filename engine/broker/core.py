@@ -248,7 +248,8 @@ class BrokerCore:
             if len(sessions) >= self._config.sessions:
                 self._tell(peer, 0, "busy", f"{len(sessions)} sessions are open")
                 return
-            session = sessions.open(header.session_id, tenant, self._books.now)
+            now, metadata = self._books.now, header.user_metadata
+            session = sessions.open(header.session_id, tenant, now, metadata)
             fields = {"session_id": session.session_id, "client": header.client}
             self._books.note("session_opened", tenant, fields)
         sessions.connect(session, peer)
@@ -394,6 +395,8 @@ class BrokerCore:
 
     def _tick(self, event: Tick) -> None:
         books, config = self._books, self._config
+        if event.wall_offset is not None:
+            books.wall_offset = event.wall_offset
         self._answers.expire()
         self._filing.tick()
         for session in list(books.sessions.by_id.values()):

@@ -87,7 +87,13 @@ class NoWorker(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """Time has passed; sent about once a second."""
+    """Time has passed; sent about once a second.
+
+    Machines sleep and clocks are put right, so it says what is to be added to `now` for seconds
+    since the epoch; None: as before.
+    """
+
+    wall_offset: float | None = None
 
 
 class Persisted(NamedTuple):

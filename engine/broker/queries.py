@@ -103,6 +103,7 @@ class Queries:
                 "waiting_bytes": s.waiting_bytes,
                 "runs": len(s.runs),
                 "usage": dict(s.usage),
+                "user_metadata": dict(s.user_metadata),
             }
             for s in tenant
         ]

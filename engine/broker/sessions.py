@@ -1,6 +1,8 @@
 """Clients' leases: who is connected as what, what each waits for, and what is kept for it."""
 
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from .work import Work
 
@@ -26,13 +28,20 @@ class Session:
         "session_id",
         "tenant",
         "usage",
+        "user_metadata",
         "waiting_bytes",
-        "watch_id",
     )
 
-    def __init__(self, session_id: str, tenant: str, now: float) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        tenant: str,
+        now: float,
+        user_metadata: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.session_id = session_id
         self.tenant = tenant
+        self.user_metadata = user_metadata  # what the client says of itself
         self.lane = f"{tenant}/{session_id}"
         self.peer: bytes | None = None  # where it is connected
         self.last_heard = now
@@ -45,7 +54,6 @@ class Session:
         self.expired: OrderedDict[int, None] = OrderedDict()  # ids that must not run again
         self.runs: set[str] = set()
         self.samplers: set[str] = set()
-        self.watch_id = 0  # of the Watch that is on, 0 for none
         self.usage: Counter[str] = Counter()
         self.is_ended = False
 
@@ -67,9 +75,11 @@ class Sessions:
     def __len__(self) -> int:
         return len(self.by_id)
 
-    def open(self, session_id: str, tenant: str, now: float) -> Session:
+    def open(
+        self, session_id: str, tenant: str, now: float, user_metadata: Mapping[str, str]
+    ) -> Session:
         """Begin a session."""
-        session = self.by_id[session_id] = Session(session_id, tenant, now)
+        session = self.by_id[session_id] = Session(session_id, tenant, now, user_metadata)
         return session
 
     def connect(self, session: Session, peer: bytes) -> None:

@@ -118,7 +118,7 @@ class Broker:
             self.config,
             server=server,
             secret=secret,
-            wall_offset=time.time() - time.monotonic(),
+            wall_offset=_wall_offset(),
         )
         self._owns_context = context is None
         self._context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()
@@ -247,7 +247,7 @@ class Broker:
                 self._receive(self._front, read_client)
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_S
-                self._handle(Tick())
+                self._handle(Tick(_wall_offset()))
             self._carry_out()
 
     def _receive(self, socket: "zmq.Socket[bytes]", read: Read) -> None:
@@ -335,6 +335,10 @@ class Broker:
                 self._wake_write = self._wake_read = -1
         if self._owns_context:
             self._context.term()
+
+
+def _wall_offset() -> float:
+    return time.time() - time.monotonic()
 
 
 def check_address(address: str, insecure: bool = False) -> None:

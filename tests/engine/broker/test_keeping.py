@@ -24,6 +24,7 @@ from weft.engine.broker.events import (
     StopRequested,
     StoreDone,
     StoreJob,
+    Tick,
     ToClient,
 )
 from weft.engine.files.checkpoint import Checkpoint
@@ -227,6 +228,12 @@ def test_a_saved_time_to_live_is_that_of_the_worker() -> None:
     bench.say(save_state(1, "a", ttl_s=60))
     bench.finish(path=PATH, size_bytes=5, created=1000.0, expires=1060.0)
     assert jobs(bench.tick(60.0)) == [StoreJob(1, DeleteState(PATH))]
+
+
+def test_what_expired_while_the_machine_slept_goes_when_it_wakes() -> None:
+    bench = bench_with(checkpoint("a", expires=5000.0))
+    assert jobs(bench.handle(Tick(wall_offset=3999.0))) == []
+    assert jobs(bench.handle(Tick(wall_offset=4000.0))) == [StoreJob(1, DeleteState(PATH))]
 
 
 def test_an_open_sampler_of_a_deleted_checkpoint_goes_on() -> None:

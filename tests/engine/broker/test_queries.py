@@ -22,7 +22,7 @@ from core_bench import (
 )
 
 from weft.client import wire
-from weft.client.messages import Query, Reply
+from weft.client.messages import Hello, Query, Reply
 from weft.client.worker_messages import WorkerHello, WorkerProgress
 from weft.engine.broker.events import CatalogLoaded, StopRequested
 
@@ -164,3 +164,10 @@ def test_the_books_of_another_tenant_are_closed() -> None:
 )
 def test_a_bad_query_is_refused(header: Query, code: str) -> None:
     assert told(ready_bench().say(header)) == [(9, code)]
+
+
+def test_a_session_is_listed_with_what_it_said_of_itself() -> None:
+    bench = CoreBench()
+    bench.say(Hello(versions=[1], session_id=SESSION, user_metadata={"who": "me"}))
+    (lane,) = ask(bench, "status")["lanes"]
+    assert (lane["lane"], lane["user_metadata"]) == (LANE, {"who": "me"})

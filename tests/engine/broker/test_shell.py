@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import replace
@@ -12,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import zmq
-from core_bench import CARD, SESSION, create_run, optim_step
+from core_bench import CARD, SESSION, checkpoint, create_run, optim_step
 from fake_worker import FakeWorker
 
 from weft.client import (
@@ -41,6 +42,8 @@ from weft.client.messages import (
 from weft.client.worker_messages import Stop, WorkerHello, WorkerProgress
 from weft.engine.broker.config import BrokerConfig
 from weft.engine.broker.shell import Broker, check_address
+from weft.engine.files.checkpoint import Checkpoint
+from weft.engine.files.store import CheckpointFiles
 
 DEADLINE_S = 20
 PROMPT = ModelInput.from_ints([1, 2, 3])
@@ -494,3 +497,22 @@ def test_a_stopped_engine_fails_the_calls_of_its_clients(
             steps[2].result(DEADLINE_S)
         worker.release()
         steps[0].result(DEADLINE_S)
+
+
+def test_a_checkpoint_expires_by_the_clock_on_the_wall(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"weft://{'a' * 32}:train:0/weights/a"
+    deleted = threading.Event()
+
+    class Files(CheckpointFiles):
+        def scan(self) -> list[Checkpoint]:
+            return [checkpoint("a", path=path, expires=time.time() + 1000)]
+
+        def delete(self, path: str) -> None:
+            deleted.set()
+
+    start(files=Files(tmp_path))
+    slept = time.time() + 2000
+    monkeypatch.setattr(time, "time", lambda: slept)
+    assert deleted.wait(DEADLINE_S)
