@@ -58,11 +58,12 @@ class StateArena:
         """
         if not block.spares:
             return block
-        copy = StateBlock(block.spares.pop(), block.size)
+        copy = StateBlock(block.spares[-1], block.size)
         torch._foreach_copy_(
             [self.flat(copy, plane, 0, block.size) for plane in planes],
             [self.flat(block, plane, 0, block.size) for plane in planes],
         )
+        block.spares.pop()  # not before the copy is there
         return copy
 
     def flat(self, block: StateBlock, plane: int, first: int, size: int) -> Tensor:

@@ -1,5 +1,6 @@
 """States that runs share until one of them writes."""
 
+import pytest
 import torch
 
 from weft.engine.adapters.states import MASTER, MOMENT1, NUM_PLANES, StateArena, StateBlock
@@ -63,3 +64,21 @@ def test_the_last_holder_keeps_the_block() -> None:
     arena.leave(own)
     arena.leave(block)
     arena.check_integrity([])
+
+
+def test_a_copy_that_fails_leaves_everybody_what_they_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arena = make_arena()
+    block = take(arena)
+    arena.share(block)
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "_foreach_copy_", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            arena.own(block, [MASTER])
+    arena.check_integrity([block, block])
+    arena.check_integrity([block, arena.own(block, [MASTER])])
