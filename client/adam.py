@@ -1,7 +1,8 @@
 """The ranges of an optimizer step's parameters, for whoever asks for one and whoever takes it."""
 
-from math import inf, isfinite
+from math import inf
 
+from .arguments import is_number, require_type, shown
 from .errors import BadRequest
 from .messages import OptimStep
 from .types import AdamParams
@@ -22,8 +23,8 @@ def check_adam(params: AdamParams | OptimStep) -> None:
     Raises:
         BadRequest: naming the first field that is out of its range.
     """
+    require_type("optim_params", params, (AdamParams, OptimStep), "AdamParams")
     for name, high in _UPPER.items():
         value = getattr(params, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not isfinite(value) or not 0 <= value < high:
-            raise BadRequest(f"{name} is {value!r}, not a number in [0, {high:g})")
+        if not is_number(value) or not 0 <= value < high:
+            raise BadRequest(f"{name} is {shown(value)}, not a number in [0, {high:g})")

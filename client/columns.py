@@ -12,6 +12,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import shown
 from .errors import BadRequest
 from .losses import Loss, LossInput, check_inputs
 from .messages import ModelCard
@@ -96,6 +97,8 @@ def _with_soft_targets(
 
 
 def _check_datums(data: Sequence[Datum], loss: Loss) -> None:
+    if not hasattr(data, "__len__"):
+        raise BadRequest(f"data is {shown(data)}, not a list of datums")
     if not len(data):
         raise BadRequest("the call has no datum")
     seen: set[frozenset[str]] = set()

@@ -1,5 +1,6 @@
 """A first learning rate for LoRA, by the rule that was published for two families of models."""
 
+from .arguments import require_type
 from .errors import BadRequest
 from .types import ModelData, SupportedModel
 
@@ -28,6 +29,7 @@ def lora_learning_rate(model: ModelData | SupportedModel, *, like: str | None = 
     Source: the documentation of the Tinker API on learning rates for LoRA; that the rank does not
     matter: Schulman et al., "LoRA Without Regret", 2025, https://thinkingmachines.ai/blog/lora/.
     """
+    require_type("model", model, (ModelData, SupportedModel), "ModelData or a SupportedModel")
     if model.width < 1:
         raise BadRequest(f"the width of {model.model_name or 'the model'} is not known")
     if like is not None and like not in _POWERS:

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from .arguments import require_type
 from .errors import BadRequest, EngineFailed
 from .limits import limit
 

@@ -36,8 +36,9 @@ https://arxiv.org/abs/2507.18071.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from types import NoneType
 
+from .arguments import is_number, require_type, shown
 from .errors import BadRequest
 
 
@@ -107,13 +108,14 @@ def fill_config(loss: Loss, config: Mapping[str, object] | None) -> dict[str, fl
     Raises:
         BadRequest: a key is unknown, a value is not a finite number, bounds cross, or beta < 0.
     """
+    require_type("loss_fn_config", config, (Mapping, NoneType), "a mapping")
     filled = dict(loss.config)
     for key, value in (config or {}).items():
         if key not in filled:
             known = ", ".join(filled) or "none"
             raise BadRequest(f"{loss.name} has no option {key!r}; it has {known}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-            raise BadRequest(f"{loss.name}: {key} is {value!r}, not a finite number")
+        if not is_number(value):
+            raise BadRequest(f"{loss.name}: {key} is {shown(value)}, not a finite number")
         filled[key] = float(value)
     low, high = filled.get("clip_low_threshold", 0.0), filled.get("clip_high_threshold", 0.0)
     if not 0 <= low <= high:

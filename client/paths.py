@@ -9,6 +9,7 @@ checkpoint   weft://<run_id>/weights/<name>          a training state
 import re
 from dataclasses import dataclass
 
+from .arguments import require_type, shown
 from .errors import BadRequest
 from .limits import limit
 
@@ -38,6 +39,7 @@ def check_name(name: str) -> str:
         BadRequest: empty, too long, or with a character other than letters, digits and `_.=+@-`;
             no name begins with a dot or holds two dots in a row.
     """
+    require_type("a checkpoint's name", name, str, "a string")
     if len(name) > _MAX_LENGTH:
         raise BadRequest(f"a name of {len(name)} characters, at most {_MAX_LENGTH}")
     if not _NAME.fullmatch(name) or ".." in name:
@@ -51,15 +53,16 @@ def parse_path(path: str) -> CheckpointPath:
     Raises:
         BadRequest: it is not of the form above.
     """
+    require_type("a checkpoint's path", path, str, "a string")
     parts = path.removeprefix(SCHEME).split("/")
     if not path.startswith(SCHEME) or len(parts) != 3 or parts[1] not in KINDS:
         raise BadRequest(
-            f"{path!r} is no path: weft://<run_id>/weights/<name> or "
+            f"{shown(path)} is no path: weft://<run_id>/weights/<name> or "
             "weft://<run_id>/sampler_weights/<name>"
         )
     run_id, kind, name = parts
     if not _RUN_ID.fullmatch(run_id):
-        raise BadRequest(f"{run_id!r} in {path!r} is no run id")
+        raise BadRequest(f"{shown(run_id)} in {shown(path)} is no run id")
     return CheckpointPath(run_id, kind, check_name(name))
 
 

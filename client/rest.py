@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .answers import read_result
+from .arguments import shown
 from .errors import BadRequest
 from .file_messages import (
     DeleteCheckpoint,
@@ -54,6 +55,7 @@ class RestClient:
         self, limit: int = 20, offset: int = 0
     ) -> APIFuture[TrainingRunsResponse]:
         """The runs, latest request first."""
+        _check_page(limit, offset)
         return self._session.query_all("runs").map(
             lambda runs: TrainingRunsResponse(
                 training_runs=sorted(
@@ -78,6 +80,7 @@ class RestClient:
         self, limit: int = 100, offset: int = 0
     ) -> APIFuture[CheckpointsListResponse]:
         """All checkpoints, latest first."""
+        _check_page(limit, offset)
         return self._checkpoints("", offset, offset + limit)
 
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> APIFuture[WeightsInfoResponse]:
@@ -246,10 +249,18 @@ class RestClient:
         )
 
 
+def _check_page(limit: int, offset: int) -> None:
+    for name, value in (("limit", limit), ("offset", offset)):
+        if type(value) is not int or value < 0:
+            raise BadRequest(f"{name} is {shown(value)}, not an integer from 0")
+
+
 def _opener(
     tinker_path: str, form: str, unembed: str, base_model: str
 ) -> Callable[[int], OpenDownload]:
     parse_path(tinker_path)
+    if form == "state" and unembed != "include":
+        raise BadRequest(f"unembed is {shown(unembed)}, and a state always holds everything")
     return lambda number: OpenDownload(
         request_id=number, path=tinker_path, form=form, unembed=unembed, base_model=base_model
     )

@@ -4,11 +4,11 @@ import secrets
 import weakref
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from math import isfinite
 from typing import Any
 
 from .actions import AnswerPart
 from .answers import read_result, read_samples
+from .arguments import is_number, require_type, shown
 from .batch import pack_tokens
 from .errors import BadRequest, Disconnected, NotFound
 from .futures import APIFuture, as_coroutine, awaited
@@ -81,6 +81,7 @@ class SamplingClient:
         )
         if self._is_closed:
             raise NotFound(f"sampler {self.sampler_id!r} was closed")
+        require_type("prompt", prompt, ModelInput, "a ModelInput")
         _check_params(sampling_params, num_samples)
         arrays, frames = pack_tokens(
             prompt.to_numpy(), self._card, room=sampling_params.max_tokens or 1
@@ -198,6 +199,7 @@ def _restore(session: Session, sampler_id: str, card: ModelCard) -> SamplingClie
 
 
 def _check_params(params: SamplingParams, num_samples: int) -> None:
+    require_type("sampling_params", params, SamplingParams, "SamplingParams")
     _check_int("num_samples", num_samples, 1, _MAX_SAMPLES)
     if params.max_tokens is not None:
         _check_int("max_tokens", params.max_tokens, 1, 2**31)
@@ -207,9 +209,8 @@ def _check_params(params: SamplingParams, num_samples: int) -> None:
         _check_int("top_k", params.top_k, 1, 2**31)
     for name, low, high in (("temperature", 0.0, float("inf")), ("top_p", 0.0, 1.0)):
         value = getattr(params, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not isfinite(value) or not low <= value <= high:
-            raise BadRequest(f"{name} is {value!r}, not a number from {low:g} to {high:g}")
+        if not is_number(value) or not low <= value <= high:
+            raise BadRequest(f"{name} is {shown(value)}, not a number from {low:g} to {high:g}")
     if params.top_p == 0:
         raise BadRequest("top_p is 0, which keeps no token")
 

@@ -2,13 +2,13 @@
 
 import secrets
 from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
 import zmq
 
 from . import environment
 from .answers import read_result
+from .arguments import is_number, shown
 from .connection import Connection
 from .errors import BadRequest
 from .events import EventStream
@@ -344,5 +344,5 @@ def _check_config(config: LoraConfig) -> None:
             raise BadRequest(f"{name} is {getattr(config, name)!r}, not a bool")
     if not (config.train_mlp or config.train_attn or config.train_unembed):
         raise BadRequest("at least one of train_unembed, train_mlp, or train_attn must be True")
-    if type(config.alpha) not in (int, float) or not isfinite(config.alpha) or config.alpha <= 0:
-        raise BadRequest(f"alpha is {config.alpha!r}, not a number above 0")
+    if not is_number(config.alpha) or config.alpha <= 0:
+        raise BadRequest(f"alpha is {shown(config.alpha)}, not a number above 0")

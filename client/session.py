@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from types import NoneType
 from typing import Any, TypeVar
 
 import zmq
 
 from .actions import AnswerPart
 from .answers import read_result
+from .arguments import require_type
 from .connection import Connection, shared_connection
 from .errors import BadRequest, NotFound
 from .futures import APIFuture
@@ -131,6 +133,7 @@ def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
     Raises:
         BadRequest: it is not.
     """
+    require_type("user_metadata", metadata, (Mapping, NoneType), "a mapping")
     checked = dict(metadata or {})
     if len(checked) > _MAX_ITEMS:
         raise BadRequest(f"user_metadata has {len(checked)} entries, at most {_MAX_ITEMS}")

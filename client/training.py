@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from . import custom_loss
 from .adam import check_adam
 from .answers import read_result
+from .arguments import require_type
 from .batch import build_parts
 from .commands import Commands
 from .custom_loss import NumpyLoss, TorchLoss
@@ -195,6 +196,8 @@ class TrainingClient:
             include_optimizer: with the optimizer's moments and step count, three times the size.
         """
         check_name(name)
+        require_type("overwrite", overwrite, bool, "a bool")
+        require_type("include_optimizer", include_optimizer, bool, "a bool")
         ttl_s = check_ttl(ttl_seconds)
         metadata = check_metadata(user_metadata)
         return self._commands.send(
@@ -204,8 +207,8 @@ class TrainingClient:
                 seq=seq,
                 digest=b"",
                 name=name,
-                overwrite=bool(overwrite),
-                include_optimizer=bool(include_optimizer),
+                overwrite=overwrite,
+                include_optimizer=include_optimizer,
                 ttl_s=ttl_s,
                 user_metadata=metadata,
             ),
