@@ -13,6 +13,8 @@ from .journal import Outcome, Record
 from .sessions import Session
 from .work import Part, State, Work
 
+ANSWER_BYTES = 1000  # what an answer takes here beside its frames, about
+
 
 class Answers:
     """Gives every request one outcome, and remembers it as long as somebody may ask again."""
@@ -150,7 +152,7 @@ class Answers:
         if session.is_ended:
             self.forget(work)
             return
-        size = sum(sum(map(len, frames)) for _, frames in work.answer)
+        size = ANSWER_BYTES + sum(sum(map(len, frames)) for _, frames in work.answer)
         work.answer_bytes = size
         session.kept[work] = self._books.now + self._books.config.result_ttl_s
         session.result_bytes += size

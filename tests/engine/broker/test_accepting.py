@@ -37,6 +37,7 @@ from weft.client.messages import (
     LoadState,
     Query,
     Reply,
+    Resume,
     Void,
 )
 from weft.client.worker_messages import Dispatch, Withdraw
@@ -460,3 +461,12 @@ def test_a_refusal_that_quotes_a_long_path_fits_into_a_header() -> None:
     failure = wire.decode(wire.encode(action.header))
     assert isinstance(failure, Failure)
     assert (failure.request_id, failure.code) == (11, "bad_request")
+
+
+def test_answers_without_payload_are_bounded_too() -> None:
+    bench = ready_bench(result_bytes=10_000)
+    for number in range(100):
+        bench.say(Void(request_id=100 + number, run_id=RUN, first_seq=1, last_seq=1 + number))
+    (session,) = bench.core._books.sessions.by_id.values()
+    assert len(session.kept) < 50
+    assert told(bench.say(Resume(request_ids=[199]))) == [(0, ""), (199, "")]

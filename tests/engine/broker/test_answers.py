@@ -18,6 +18,7 @@ from core_bench import (
 )
 
 from weft.client.messages import Ack, Goodbye, Hello, Void
+from weft.engine.broker.answers import ANSWER_BYTES
 from weft.engine.broker.events import Persist, Persisted
 from weft.engine.broker.journal import Accepted, Outcome, Placed, Voided
 
@@ -128,7 +129,7 @@ def test_an_unacknowledged_refusal_of_an_early_number_expires_and_stays_used_up(
 
 
 def test_the_oldest_answers_go_when_a_session_keeps_too_much() -> None:
-    bench = ready_bench(result_bytes=450)
+    bench = ready_bench(result_bytes=450 + 2 * ANSWER_BYTES)
     bench.say(Ack(request_ids=[1]))
     for seq in (1, 2, 3):
         bench.say(optim_step(seq))
@@ -138,9 +139,11 @@ def test_the_oldest_answers_go_when_a_session_keeps_too_much() -> None:
 
 
 def test_the_largest_session_gives_way_when_all_keep_too_much() -> None:
-    bench = ready_bench(total_result_bytes=700)
+    bench = ready_bench(total_result_bytes=500 + 2 * ANSWER_BYTES)
     bench.hello(OTHER, b"second")
     bench.open_run(OTHER, b"second")
+    for peer in (CLIENT, b"second"):
+        bench.say(Ack(request_ids=[1]), peer=peer)
     bench.say(optim_step(1))
     bench.finish(text="x" * 400)
     other = optim_step(1, run_id=f"{OTHER}:train:0")
