@@ -52,3 +52,8 @@ def granted_bytes(memory_bytes: int, device: torch.device) -> int:
             "out_of_memory",
         )
     return memory_bytes or (int(free * BUSY_DEVICE_SHARE) if device.type == "cpu" else free)
+
+
+def check_bytes(granted: int) -> int:
+    """What weights may take that are read once more to be checked: they pass through the host."""
+    return min(granted, granted_bytes(0, torch.device("cpu")))

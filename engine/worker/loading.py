@@ -27,7 +27,7 @@ from .commands import ModelLimits
 from .compute import Compute
 from .config import WorkerConfig
 from .controls import Controls
-from .devices import choose_device, choose_dtype, granted_bytes
+from .devices import check_bytes, choose_device, choose_dtype, granted_bytes
 from .memory import MemoryPlan
 from .model_names import ModelSource, check_files, find_model
 from .network import Network
@@ -87,15 +87,6 @@ def load_compute(
     decode = tokenizer and partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     num_pages = min(plan.num_pages, config.max_pages or MAX_PAGES)
     runs = RunTable(store, model.config.eos_token_ids)
-    trainer = Trainer(
-        model,
-        runs,
-        Head.of(model, chunk_rows=HEAD_CHUNK_ROWS),
-        trace,
-        # One sequence a pass: nothing stands beside it that could change a bit.
-        is_deterministic=config.is_deterministic and not is_sequential,
-        recompute_above_tokens=plan.recompute_above_tokens,
-    )
     tokenizer_name = "" if tokenizer is None else str(source.directory)
     compute = Compute(
         network=network,
@@ -103,7 +94,7 @@ def load_compute(
             plan.batch_tokens, workspace_bytes=plan.adapter_workspace, fused=config.is_fused
         ),
         runs=runs,
-        trainer=trainer,
+        trainer=_trainer(config, plan, model, runs, trace),
         generator=_generator(config, plan, model, store, num_pages, decode),
         controls=Controls(runs, CheckpointFiles(config.state_path), source.name, tokenizer_name),
         trace=trace,
@@ -159,13 +150,27 @@ def _open(
         device=device,
         dtype=dtype,
         is_deterministic=config.is_deterministic,
-        check_bytes=wishes.granted_bytes,
+        check_bytes=check_bytes(wishes.granted_bytes),
         on_progress=progress.read,
     )
     if isinstance(model, PackedModel | SequentialHosted):
         plan = plan_hosted(wishes, directory, model)
     assert plan is not None
     return model, plan
+
+
+def _trainer(
+    config: WorkerConfig, plan: MemoryPlan, model: BaseModel, runs: RunTable, trace: Trace
+) -> Trainer:
+    return Trainer(
+        model,
+        runs,
+        Head.of(model, chunk_rows=HEAD_CHUNK_ROWS),
+        trace,
+        # One sequence a pass: nothing stands beside it that could change a bit.
+        is_deterministic=config.is_deterministic and model.runs_on != "sequential",
+        recompute_above_tokens=plan.recompute_above_tokens,
+    )
 
 
 def _generator(
