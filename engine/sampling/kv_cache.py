@@ -135,6 +135,7 @@ class PagedAttention:
         self._slots = torch.from_numpy(per_head.reshape(-1)).to(device)
         self._num_rows, self._padding = num_rows, padding
         self._buckets = self._cut(tables, cached, fresh, ends - fresh)
+        self._last_CQ: dict[int, Tensor] = {}  # by place of a bucket, once a layer asks for it
 
     def attend(
         self,
@@ -151,12 +152,13 @@ class PagedAttention:
         storage[1].view(-1, K).index_copy_(0, self._slots, v_TGK.reshape(-1, K))
         out_THK = torch.empty_like(q_THK, memory_format=torch.contiguous_format)
         out_THK[self._num_rows :] = 0.0
-        for bucket in self._buckets:
-            self._attend_bucket(bucket, storage, q_THK, out_THK, form)
+        for place, bucket in enumerate(self._buckets):
+            self._attend_bucket(place, bucket, storage, q_THK, out_THK, form)
         return out_THK
 
     def _attend_bucket(
         self,
+        place: int,
         bucket: _Bucket,
         storage: Tensor,
         q_THK: Tensor,
@@ -174,7 +176,10 @@ class PagedAttention:
         elif form.is_plain(k_NGLK.shape[2]):
             out = _plain(form.scaled(q_NQHK), k_NGLK, v_NGLK, bucket.mask)
         else:
-            out = _formed(q_NQHK, k_NGLK, v_NGLK, bucket.last, form)
+            if place not in self._last_CQ:
+                last_CQ = torch.from_numpy(np.repeat(bucket.last, G, axis=0))
+                self._last_CQ[place] = last_CQ.to(storage.device)
+            out = _formed(q_NQHK, k_NGLK, v_NGLK, self._last_CQ[place], form)
         rows, out = bucket.query_rows, out.reshape(N * Q, H, K)
         if bucket.kept is not None:
             rows, out = rows.index_select(0, bucket.kept), out.index_select(0, bucket.kept)
@@ -255,12 +260,11 @@ def _plain(q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, mask: Tensor | None) 
 
 
 def _formed(
-    q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, last_NQ: np.ndarray, form: AttentionForm
+    q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, last_CQ: Tensor, form: AttentionForm
 ) -> Tensor:
     """Attention of a bucket in a form of its own, [N, Q, H, K]."""
     (N, Q, H, K), (G, L) = q_NQHK.shape, k_NGLK.shape[1:3]
     q_CMK = q_NQHK.view(N, Q, G, H // G, K).transpose(1, 2).reshape(N * G, Q * (H // G), K)
     k_CLK, v_CLK = k_NGLK.reshape(N * G, L, K), v_NGLK.reshape(N * G, L, K)
-    last_CQ = torch.from_numpy(np.repeat(last_NQ, G, axis=0)).to(k_CLK.device)
     out_CMK = attend_formed(q_CMK, k_CLK, v_CLK, last_CQ, form)
     return out_CMK.view(N, G, Q, H // G, K).transpose(1, 2).reshape(N, Q, H, K)

@@ -99,3 +99,15 @@ def test_a_form_that_says_nothing_changes_no_bit() -> None:
     attention = PackedAttention([0, 7, 40])
     plain = attention.attend(0, q, k, v)
     assert torch.equal(attention.attend(0, q, k, v, AttentionForm(K**-0.5, window=64)), plain)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_brings_nothing_to_the_device_for_its_later_layers(
+    form: AttentionForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v, _ = random_rows(2)
+    cache = KVCache(Facts(num_layers=2, num_kv_heads=G, head_dim=K), 64, SIZE)
+    step = PagedAttention(cache, np.arange(22).reshape(2, 11), np.array([20, 3]), np.array([1, 1]))
+    first = step.attend(0, q, k, v, form)
+    monkeypatch.setattr(torch, "from_numpy", None)
+    assert torch.equal(step.attend(1, q, k, v, form), first)
