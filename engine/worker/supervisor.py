@@ -64,8 +64,8 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="weft-supervisor", daemon=True)
 
     def start(self) -> None:
-        """Start the first worker."""
-        self._process = WorkerProcess(self._assignment, self._exits.put)
+        """Start the first worker; raises EngineFailed when there can be no process."""
+        self._process = self._launch()
         self._thread.start()
 
     @property
@@ -134,8 +134,13 @@ class Supervisor:
                 return False
             self._assignment = self._assign()
             try:
-                self._process = WorkerProcess(self._assignment, self._exits.put)
-            except OSError as error:  # such as no memory for it: counts as a death
-                detail = f"the worker process could not be started: {error}"
-                self._exits.put(EngineFailed(detail))
+                self._process = self._launch()
+            except EngineFailed as error:  # counts as a death
+                self._exits.put(error)
             return True
+
+    def _launch(self) -> WorkerProcess:
+        try:
+            return WorkerProcess(self._assignment, self._exits.put)
+        except OSError as error:  # such as no memory for it
+            raise EngineFailed(f"the worker process could not be started: {error}") from error

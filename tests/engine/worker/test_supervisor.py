@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from processes import wait_until_gone
 
-from weft.client.errors import WeftError
+from weft.client.errors import EngineFailed, WeftError
 from weft.engine.worker.config import WorkerConfig
 from weft.engine.worker.process import Assignment
 from weft.engine.worker.restarts import Restarts
@@ -127,3 +127,13 @@ def test_a_start_that_fails_counts_as_a_death(
     kind, detail = told.next()
     assert kind == "gone"
     assert detail.startswith("the worker process could not be started")
+
+
+def test_a_first_start_that_fails_is_told_to_the_caller(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = WorkerConfig(model="weft/tiny", state_dir=str(tmp_path))
+    assignment = Assignment.to_broker(config, "ipc://nowhere", "secret")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(EngineFailed, match="could not be started"):
+        Supervisor(lambda: assignment, told, told.ended).start()
