@@ -210,15 +210,16 @@ class Trainer:
         outcome: Outcome,
     ) -> None:
         spoiled = {*outcome.failures, *outcome.repeats}
-        ended: dict[int, HeldRun] = {}
+        ended: list[tuple[HeldRun, PassWork]] = []
         for piece, work, one in zip(decision.slices, works, held, strict=True):
             if piece.job_id in spoiled:
                 self._store.discard(one.run)
             elif piece.ends_job:
-                ended[id(one)] = one
-                one.num_calls += 1
-                one.num_tokens += len(work.tokens)
-        self._store.commit(*(one.run for one in ended.values()))
+                ended.append((one, work))
+        self._store.commit(*{id(one): one.run for one, _ in ended}.values())
+        for one, work in ended:
+            one.num_calls += 1
+            one.num_tokens += len(work.tokens)
 
 
 def _on_host(result: HeadResult) -> StepOutputs:

@@ -159,3 +159,21 @@ def test_an_answer_tells_how_long_its_command_waited_and_computed(decoder: Decod
     assert 8 <= metrics["queue_s:max"] <= 8 + time.monotonic() - began
     assert 0 < metrics["compute_s:sum"] <= took
     assert metrics["num_tokens:sum"] == TOKENS
+
+
+def test_a_step_that_fails_at_its_end_counts_no_call(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, works = trainer(decoder, 2)
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made._store, "commit", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            one_step(made, works)
+    made.abandon(works)
+    assert [made._runs.run(f"r{index}").num_calls for index in range(2)] == [0, 0]
+    one_step(made, works)
+    assert [made._runs.run(f"r{index}").num_calls for index in range(2)] == [8, 8]
