@@ -14,6 +14,8 @@ from .restarts import GiveUp, Restarts
 
 log = logging.getLogger(__name__)
 
+ENDING_S = 5.0  # from the loss of a worker's connection until its process is killed
+
 
 class Listener(Protocol):
     """Who is told of a worker's life, from a thread of the supervisor's."""
@@ -78,10 +80,16 @@ class Supervisor:
         self._was_ready, self._is_loading = True, False
 
     def lost(self, worker_id: str) -> None:
-        """The broker has given this worker up: a process that hangs is killed."""
+        """The broker has given this worker up: a process that hangs is killed.
+
+        One that has closed its connection may be about to end and to say why, so it has a moment.
+        """
         with self._lock:
-            if self._process is not None and worker_id == self._assignment.worker_id:
-                self._process.kill()
+            process = self._process
+            if process is not None and worker_id == self._assignment.worker_id:
+                threading.Thread(
+                    target=process.join, args=(ENDING_S,), name="weft-ending", daemon=True
+                ).start()
 
     def stop(self) -> None:
         """Start nothing more; an end is regular from here on."""

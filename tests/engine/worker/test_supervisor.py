@@ -11,6 +11,7 @@ import pytest
 from processes import wait_until_gone
 
 from weft.client.errors import EngineFailed, WeftError
+from weft.engine.worker import supervisor as supervising
 from weft.engine.worker.config import WorkerConfig
 from weft.engine.worker.process import Assignment
 from weft.engine.worker.restarts import Restarts
@@ -100,10 +101,30 @@ def test_a_worker_that_dies_is_started_again_until_it_dies_too_often(
     assert len(set(told.ids)) == 2
 
 
-def test_a_worker_that_the_broker_gave_up_is_killed(supervisor: Supervisor, told: Told) -> None:
+def test_a_worker_that_the_broker_gave_up_is_killed(
+    supervisor: Supervisor, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "ENDING_S", 0.0)
     supervisor.lost("somebody else")
     supervisor.lost(told.ids[0])
     assert told.next() == ("gone", KILLED)
+
+
+def test_a_worker_that_is_about_to_end_may_say_why(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "ENDING_S", HANG_GUARD_S)
+    config = WorkerConfig(model="/nowhere", state_dir=str(tmp_path))
+    made = Assignment.to_broker(config, f"ipc://{tmp_path}/none", "secret")
+    told.ids.append(made.worker_id)
+    supervisor = Supervisor(lambda: made, told, told.ended)
+    supervisor.start()
+    supervisor.lost(made.worker_id)
+
+    reason = "no model directory '/nowhere'"
+    assert [told.next(), told.next()] == [("gone", reason), ("end not_found", reason)]
+    supervisor.stop()
+    supervisor.join()
 
 
 def test_nothing_is_started_after_a_stop(supervisor: Supervisor, told: Told) -> None:
