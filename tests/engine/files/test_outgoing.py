@@ -72,7 +72,10 @@ def test_the_unembedding_can_have_an_adapter_of_its_own() -> None:
 
 
 def test_an_adapter_without_the_unembedding_is_whole_either_way() -> None:
-    assert sorted(sent("separate", NAMES[:1])) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(sent("separate", NAMES[:1])) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("unembed", ["omit", "separate"])
