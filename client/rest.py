@@ -275,6 +275,7 @@ def _run(fields: Mapping[str, Any]) -> TrainingRun:
         last_request_time=fields.get("last_request_time"),
         user_metadata=fields.get("user_metadata", {}),
         forked_from=fields.get("forked_from") or None,
+        omitted=fields.get("omitted", ""),
     )
 
 
@@ -289,6 +290,7 @@ def _checkpoint(fields: Mapping[str, Any]) -> Checkpoint:
         user_metadata=fields.get("user_metadata", {}),
         expires_at=fields.get("expires") or None,
         has_optimizer=fields.get("has_optimizer", False),
+        omitted=fields.get("omitted", ""),
     )
 
 

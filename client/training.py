@@ -157,7 +157,8 @@ class TrainingClient:
         """
         if optim_params is not None and adam_params is not None:
             raise BadRequest("optim_params and adam_params are two names of one argument")
-        params = optim_params or adam_params or AdamParams()
+        given = adam_params if optim_params is None else optim_params
+        params = AdamParams() if given is None else given
         check_adam(params)
         return self._commands.send(
             lambda number, seq: OptimStep(

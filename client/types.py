@@ -402,6 +402,7 @@ class TrainingRun:
     last_request_time: float | None = None  # seconds since 1970
     user_metadata: dict[str, str] = field(default_factory=dict[str, str])
     forked_from: str | None = None  # the id of the run that it began as a copy of
+    omitted: str = ""  # "user_metadata" where that was too long for a list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,6 +416,7 @@ class Checkpoint:
     public: bool = False  # never; a checkpoint is its owner's
     expires_at: float | None = None  # seconds since 1970; None: never
     has_optimizer: bool = False
+    omitted: str = ""  # "user_metadata" where that was too long for a list
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,15 +14,14 @@ class Catalog:
 
     def __init__(self) -> None:
         self._by_path: dict[str, Checkpoint] = {}
-        self._counts: dict[str, int] = {}
+        self._by_tenant: dict[str, dict[str, Checkpoint]] = {}
         self._expiries: list[tuple[float, str]] = []  # a heap; entries may be out of date
         self.locked: set[str] = set()  # paths whose file the store is changing, or will write
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Enter a checkpoint, in place of an older one of the same path."""
-        if checkpoint.path not in self._by_path:
-            self._counts[checkpoint.tenant] = self.count(checkpoint.tenant) + 1
         self._by_path[checkpoint.path] = checkpoint
+        self._by_tenant.setdefault(checkpoint.tenant, {})[checkpoint.path] = checkpoint
         if checkpoint.expires:
             heappush(self._expiries, (checkpoint.expires, checkpoint.path))
         if self.num_expiries > 2 * len(self._by_path) + OUTDATED:
@@ -32,10 +31,10 @@ class Catalog:
     def remove(self, path: str) -> None:
         """Strike a checkpoint off."""
         checkpoint = self._by_path.pop(path)
-        left = self.count(checkpoint.tenant) - 1
-        self._counts[checkpoint.tenant] = left
-        if not left:
-            del self._counts[checkpoint.tenant]
+        own = self._by_tenant[checkpoint.tenant]
+        del own[path]
+        if not own:
+            del self._by_tenant[checkpoint.tenant]
 
     def take_expired(self, now: float) -> list[Checkpoint]:
         """The checkpoints whose time has come, seconds since the epoch; each is told once."""
@@ -54,7 +53,7 @@ class Catalog:
 
     def count(self, tenant: str) -> int:
         """How many a tenant has."""
-        return self._counts.get(tenant, 0)
+        return len(self._by_tenant.get(tenant, ()))
 
     def __contains__(self, path: str) -> bool:
         return path in self._by_path
@@ -79,7 +78,7 @@ class Catalog:
         prefix = f"weft://{run_id}/" if run_id else "weft://"
         found = [
             checkpoint
-            for path, checkpoint in self._by_path.items()
-            if checkpoint.tenant == tenant and path.startswith(prefix)
+            for path, checkpoint in self._by_tenant.get(tenant, {}).items()
+            if path.startswith(prefix)
         ]
         return sorted(found, key=lambda checkpoint: checkpoint.created, reverse=True)

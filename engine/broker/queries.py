@@ -1,21 +1,24 @@
 """Answers to `Query`: what the broker's books say, to the tenant who asks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
 from ...client.errors import BadRequest, NotFound
 from ...client.messages import Query
 from ...client.waiting import describe_phase
+from ..files.checkpoint import Checkpoint
 from .books import Books
 from .checks import find_run
 from .leases import Phase, Run, Worker
 from .sessions import Session
 
+T = TypeVar("T")
+
 PAGE_BYTES = 40_000  # of one list, below the limit of a header
-ENTRY_BYTES = 8_000  # beyond it an entry is told without its metadata
+ENTRY_BYTES = 8_000  # beyond it an entry of a list is told without its metadata
 
 
 class Queries:
@@ -63,7 +66,7 @@ class Queries:
 
     def _runs(self, session: Session, query: Query) -> dict[str, Any]:
         runs = [run for run in self._books.runs.values() if run.tenant == session.tenant]
-        return _page("runs", map(self._describe, reversed(runs)), query.offset)
+        return _page("runs", runs[::-1], self._describe, query.offset)
 
     def _run(self, session: Session, query: Query) -> dict[str, Any]:
         return self._describe(find_run(self._books, session, query.subject))
@@ -75,7 +78,7 @@ class Queries:
             found = [catalog.find(query.subject, session.tenant)]
         else:
             found = catalog.of(session.tenant, query.subject)
-        return _page("checkpoints", (entry.fields() for entry in found), query.offset)
+        return _page("checkpoints", found, Checkpoint.fields, query.offset)
 
     def _sampler(self, session: Session, query: Query) -> dict[str, Any]:
         sampler = self._books.samplers.get(query.subject)
@@ -114,7 +117,7 @@ class Queries:
             "sessions": len(books.sessions),
             "workers": [_describe_worker(worker) for worker in books.workers],
             "requests": mine,
-            **_page("lanes", lanes, query.offset),
+            **_page("lanes", lanes, dict, query.offset),
         }
 
     def _describe(self, run: Run) -> dict[str, Any]:
@@ -158,16 +161,21 @@ def _describe_worker(worker: Worker) -> dict[str, Any]:
     }
 
 
-def _page(name: str, entries: Iterable[dict[str, Any]], offset: int) -> dict[str, Any]:
-    """As many entries from `offset` on as fit into an answer, and where to go on, or -1."""
+def _page(
+    name: str, things: Sequence[T], describe: Callable[[T], dict[str, Any]], offset: int
+) -> dict[str, Any]:
+    """As many entries from `offset` on as fit into an answer, and where to go on, or -1.
+
+    Among several, an entry of much metadata is told without it, and says so in "omitted".
+    """
     page: list[dict[str, Any]] = []
     room = PAGE_BYTES
-    for index, entry in enumerate(entries):
-        if index < offset:
-            continue
+    most = ENTRY_BYTES if len(things) > 1 else PAGE_BYTES
+    for index in range(offset, len(things)):
+        entry = describe(things[index])
         size = len(msgpack.packb(entry))
-        if size > ENTRY_BYTES and "user_metadata" in entry:
-            entry = {**entry, "user_metadata": {}}
+        if size > most and "user_metadata" in entry:
+            entry = {**entry, "user_metadata": {}, "omitted": "user_metadata"}
             size = len(msgpack.packb(entry))
         if size > room and page:
             return {name: page, "next": index}

@@ -219,6 +219,7 @@ def test_options_of_a_loss_travel_with_their_defaults(
             "two names",
             id="two",
         ),
+        pytest.param(lambda run: run.optim_step({}), "optim_params is", id="no parameters"),
         pytest.param(lambda run: run.save_state("a/b"), "'a/b' is no name", id="slash"),
         pytest.param(lambda run: run.save_state("../x"), "is no name", id="dots"),
         pytest.param(lambda run: run.save_state("a", ttl_seconds=0), "ttl_seconds is 0", id="ttl"),

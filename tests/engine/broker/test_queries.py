@@ -95,7 +95,19 @@ def test_an_entry_too_large_for_a_header_is_told_without_its_metadata() -> None:
     metadata = {str(i): "x" * 1000 for i in range(60)}
     bench.handle(CatalogLoaded((checkpoint("big", user_metadata=metadata),)))
     (entry,) = ask(bench, "checkpoints")["checkpoints"]
-    assert entry["user_metadata"] == {}
+    assert (entry["user_metadata"], entry["omitted"]) == ({}, "user_metadata")
+
+
+def test_much_metadata_is_left_out_of_a_list_and_told_when_asked_for() -> None:
+    bench = CoreBench()
+    bench.hello()
+    metadata = {str(i): "x" * 1000 for i in range(20)}
+    large = checkpoint("large", user_metadata=metadata, created=1.0)
+    bench.handle(CatalogLoaded((large, checkpoint("small", created=2.0))))
+    listed = ask(bench, "checkpoints")["checkpoints"]
+    assert [entry.get("omitted", "") for entry in listed] == ["", "user_metadata"]
+    (alone,) = ask(bench, "checkpoints", large.path)["checkpoints"]
+    assert alone["user_metadata"] == metadata
 
 
 def test_checkpoints_are_entered_when_they_are_saved() -> None:
