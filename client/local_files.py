@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from .arguments import require_type
+from .arguments import require_type, shown
 from .errors import BadRequest, EngineFailed
 from .limits import limit
 
@@ -76,9 +76,9 @@ def write_folder(
     """Write files of these names and sizes into a directory, which is made.
 
     Raises:
-        BadRequest: one of them is there and is not to be overwritten.
+        BadRequest: one of them is there and is not to be overwritten, or nothing can be written.
     """
-    folder = Path(folder)
+    folder = _place("directory", folder)
     _check_names(files)
     targets = [folder / name for name, _ in files]
     with ExitStack() as stack:
@@ -96,9 +96,9 @@ def write_archive(
     """Write files of these names and sizes into one tar.
 
     Raises:
-        BadRequest: it is there and is not to be overwritten.
+        BadRequest: it is there and is not to be overwritten, or cannot be written.
     """
-    target = Path(target)
+    target = _place("target", target)
     _check_names(files)
     with (
         _whole(target, overwrite) as temporary,
@@ -109,6 +109,12 @@ def write_archive(
             member.size, member.mode = size, 0o644
             archive.addfile(member, _Member(read))
     return target
+
+
+def _place(name: str, given: object) -> Path:
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+        raise BadRequest(f"{name} is {shown(given)}, not a path")
+    return Path(os.fsdecode(given))
 
 
 class _Member:
@@ -171,7 +177,12 @@ def _whole(target: Path, overwrite: bool) -> Generator[Path, None, None]:
     """A name beside `target` that takes its place unless an error comes."""
     if target.exists() and not overwrite:
         raise BadRequest(f"{target} exists; pass overwrite=True to replace it", "conflict")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"{target.parent} cannot be a directory: {error.strerror}") from None
+    if not os.access(target.parent, os.W_OK):
+        raise BadRequest(f"nothing can be written into {target.parent}")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary

@@ -3,6 +3,7 @@
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,20 @@ def test_what_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> None:
     assert names(tmp_path) == [CONFIG_NAME]
     write_folder(tmp_path, FILES, BytesIO(DATA).read, True)
     assert (tmp_path / CONFIG_NAME).read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        pytest.param("", "directory is '', not a path", id="empty"),
+        pytest.param(None, "directory is None", id="none"),
+        pytest.param("/dev/null", "/dev/null cannot be a directory", id="file"),
+        pytest.param("/dev/null/below", "below cannot be a directory", id="below a file"),
+    ],
+)
+def test_a_place_that_takes_no_files_is_refused(place: Any, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        write_folder(place, FILES, BytesIO(DATA).read, False)
 
 
 def test_two_downloads_to_one_place_are_not_mixed(tmp_path: Path) -> None:
