@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,9 @@ class Bench:
             lambda: uploaded.append(self.rest.upload_peft(adapter, self.model).path)
         )
         self.rest.delete_checkpoint_from_tinker_path(uploaded[0]).result()
-        for name, include in (("light", False), ("whole", True)):
-            found[f"save_{name}"] = seconds(
-                lambda name=name, include=include: self.run.save_state(  # type: ignore[misc]
-                    name, overwrite=True, include_optimizer=include
-                ).result()
-            )
+        save = partial(self.run.save_state, overwrite=True)
+        found["save_light"] = seconds(lambda: save("light", include_optimizer=False).result())
+        found["save_whole"] = seconds(lambda: save("whole").result())
         found["load_light"] = seconds(lambda: self.run.load_state(self.light.path).result())
         found["load_whole"] = seconds(
             lambda: self.run.load_state_with_optimizer(self.whole.path).result()
