@@ -53,7 +53,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 	@echo "a CUDA build; one to five minutes on a usual line."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) -e '.[engine,dev,plot]'
+	$(PIP) -e '.[engine,gateway,dev,plot]'
 	@touch $@
 
 clean:

@@ -23,6 +23,7 @@ ENGINE_ORDER = (
     "adapters",
     "sampling",
     "broker",
+    "gateway",
     "worker",
     "demo",
     "verify",
