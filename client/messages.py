@@ -64,14 +64,22 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello(Header):
-    """First message of a client; also sent again after a reconnect, with the same session."""
+    """First message of a client; also sent again after a reconnect, with the same session.
+
+    The answer is `Welcome`, or a `Failure` of request 0. A session belongs to the tenant of the key
+    that opened it, and any key of that tenant may go on with it. What the client says of itself
+    (name, tags, metadata) is taken when it opens the session.
+    """
 
     kind: ClassVar[str] = "hello"
     versions: list[int]
     session_id: str  # 32 hex digits, chosen by the client
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     client: str = ""  # name and version, for the log
     user_metadata: dict[str, str] = field(default_factory=dict[str, str])
+    must_exist: bool = False  # `session_expired` instead of a new session
+    display_name: str = ""  # for people
+    tags: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +90,7 @@ class Welcome(Header):
     server: str  # name and version
     models: list[ModelCard]
     limits: dict[str, float]
+    tenant: str = ""  # the id of the one whose key it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

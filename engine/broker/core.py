@@ -41,7 +41,6 @@ from ...client.messages import (
     SaveState,
     Void,
     Watch,
-    Welcome,
 )
 from ...client.worker_messages import (
     Done,
@@ -78,6 +77,7 @@ from .events import (
 )
 from .explaining import MAX_DETAIL, explain
 from .filing import Filing
+from .greeting import Greeting
 from .leases import Phase, Worker
 from .outcomes import Outcomes
 from .queries import Queries
@@ -111,11 +111,10 @@ class BrokerCore:
             wall_offset: to be added to the `now` of events for seconds since the epoch.
         """
         self._config = config
-        self._server = server
         self._secret = secret
-        self._tenant_of = tenant_of
         self._books = Books(config)
         self._books.wall_offset = wall_offset
+        self._greeting = Greeting(self._books, tenant_of, server)
         self._answers = Answers(self._books)
         self._outcomes = Outcomes(self._books, self._answers)
         self._dispatcher = Dispatcher(self._books, self._answers, self._outcomes)
@@ -205,7 +204,7 @@ class BrokerCore:
         header = message.header
         session = self._books.sessions.by_peer.get(message.peer)
         if type(header) is Hello:
-            self._hello(message.peer, header)
+            self._greeting.hello(message.peer, header)
             return
         if session is None:
             detail = "this connection has not said hello"
@@ -221,47 +220,6 @@ class BrokerCore:
             handler(session, message, header)
         except WeftError as error:
             self._books.refuse(session, _request_id(header), error.code, str(error))
-
-    def _hello(self, peer: bytes, header: Hello) -> None:
-        sessions = self._books.sessions
-        common = [version for version in SPOKEN_VERSIONS if version in header.versions]
-        tenant = self._tenant_of(header.api_key)
-        session = sessions.by_id.get(header.session_id)
-        if not common:
-            spoken = ", ".join(map(str, SPOKEN_VERSIONS))
-            detail = f"the server speaks protocol {spoken}, the client {header.versions[:8]}"
-            self._tell(peer, 0, "unsupported_version", detail)
-            return
-        if tenant is None:
-            self._tell(peer, 0, "unauthorized", "the API key is missing or wrong")
-            return
-        if not _is_session_id(header.session_id):
-            self._tell(peer, 0, "bad_request", "a session id is 32 hex digits")
-            return
-        if session is not None and session.tenant != tenant:
-            self._tell(peer, 0, "conflict", "the session id is taken")
-            return
-        if session is None:
-            if self._books.is_stopping:
-                self._tell(peer, 0, "stopping", "the server is shutting down")
-                return
-            if len(sessions) >= self._config.sessions:
-                self._tell(peer, 0, "busy", f"{len(sessions)} sessions are open")
-                return
-            now, metadata = self._books.now, header.user_metadata
-            session = sessions.open(header.session_id, tenant, now, metadata)
-            fields = {"session_id": session.session_id, "client": header.client}
-            self._books.note("session_opened", tenant, fields)
-        sessions.connect(session, peer)
-        session.last_heard = session.last_sent = self._books.now
-        welcome = Welcome(
-            version=max(common),
-            session_id=session.session_id,
-            server=self._server,
-            models=self._books.workers.models(),
-            limits=self._config.limits(),
-        )
-        self._books.actions.append(ToClient(peer, welcome))
 
     def _ack(self, session: Session, message: ClientMessage, header: Ack) -> None:
         self._answers.acknowledge(session, header.request_ids)
@@ -418,7 +376,3 @@ class BrokerCore:
 
 def _request_id(header: Header) -> int:
     return header.request_id if isinstance(header, Request) else 0
-
-
-def _is_session_id(text: str) -> bool:
-    return len(text) == 32 and all(letter in "0123456789abcdef" for letter in text)

@@ -13,6 +13,7 @@ class Session:
     """One client's lease. It outlives its connections."""
 
     __slots__ = (
+        "display_name",
         "expired",
         "is_ended",
         "kept",
@@ -26,6 +27,7 @@ class Session:
         "runs",
         "samplers",
         "session_id",
+        "tags",
         "tenant",
         "usage",
         "user_metadata",
@@ -42,6 +44,8 @@ class Session:
         self.session_id = session_id
         self.tenant = tenant
         self.user_metadata = user_metadata  # what the client says of itself
+        self.display_name = ""
+        self.tags: tuple[str, ...] = ()
         self.lane = f"{tenant}/{session_id}"
         self.peer: bytes | None = None  # where it is connected
         self.last_heard = now

@@ -367,6 +367,19 @@ def test_a_refused_session_fails_everything(code: str) -> None:
     assert failed.error.code == code
 
 
+def test_a_session_that_must_exist_and_has_gone_is_not_opened_anew() -> None:
+    link = Link(replace(HELLO, must_exist=True), "tcp://there", jitter=lambda: 0.0)
+    link.submit(request(1), 0.0)
+    link.receive(WELCOME, [], 0.0)
+    forgotten = link.receive(Failure(request_id=1, code="unknown_session", detail=""), [], 1.0)
+    assert forgotten == [Connect(), send(link.hello)]
+    gone = Failure(request_id=0, code="session_expired", detail="no session")
+    failed, lost = link.receive(gone, [], 1.0)
+    assert isinstance(failed, Fail)
+    assert isinstance(lost, Lost)
+    assert link.submit(request(2), 2.0) == [Fail(2, lost.error)]
+
+
 def test_a_version_that_is_not_spoken_is_refused() -> None:
     link = make_link()
     link.submit(request(1), 0.0)

@@ -8,7 +8,6 @@ from core_bench import (
     CLIENT,
     LANE,
     OTHER,
-    SESSION,
     WORKER,
     CoreBench,
     create_run,
@@ -24,15 +23,12 @@ from weft.client.messages import (
     Goodbye,
     Header,
     Heartbeat,
-    Hello,
     Known,
     Query,
     Resume,
     Watch,
-    Welcome,
 )
 from weft.client.worker_messages import Stop, WorkerHello, WorkerReady
-from weft.engine.broker.config import BrokerConfig
 from weft.engine.broker.events import (
     Action,
     ClientGone,
@@ -57,63 +53,12 @@ def events(actions: list[Action]) -> list[str]:
 # Hello.
 
 
-def test_hello_is_answered_with_models_and_limits() -> None:
-    bench = CoreBench()
-    bench.add_worker()
-    assert bench.say(Hello(versions=[1, 2], session_id=SESSION)) == [
-        ToClient(
-            CLIENT,
-            Welcome(
-                version=1,
-                session_id=SESSION,
-                server="weft test",
-                models=[CARD],
-                limits=BrokerConfig().limits(),
-            ),
-        )
-    ]
-
-
-def test_a_client_of_another_version_is_told_what_is_spoken() -> None:
-    bench = CoreBench()
-    assert bench.say(Hello(versions=[7], session_id=SESSION)) == [
-        refusal("unsupported_version", "the server speaks protocol 1, the client [7]")
-    ]
-
-
-@pytest.mark.parametrize("session_id", ["", "x" * 32, "A" * 32, "a" * 33])
-def test_a_session_id_is_32_hex_digits(session_id: str) -> None:
-    bench = CoreBench()
-    assert told(bench.say(Hello(versions=[1], session_id=session_id))) == [(0, "bad_request")]
-
-
 @pytest.mark.parametrize("header", [optim_step(1), Heartbeat(), Query(request_id=3, what="runs")])
 def test_who_has_not_said_hello_is_asked_to(header: Header) -> None:
     number = getattr(header, "request_id", 0)
     assert CoreBench().say(header) == [
         refusal("unknown_session", "this connection has not said hello", number)
     ]
-
-
-def test_a_wrong_key_is_unauthorized() -> None:
-    bench = CoreBench(tenant_of=lambda key: "local" if key == "right" else None)
-    hello = Hello(versions=[1], session_id=SESSION, api_key="wrong")
-    assert told(bench.say(hello)) == [(0, "unauthorized")]
-
-
-def test_the_session_of_another_tenant_cannot_be_taken_over() -> None:
-    bench = CoreBench(tenant_of=lambda key: key)
-    bench.hello(api_key="a")
-    hello = Hello(versions=[1], session_id=SESSION, api_key="b")
-    assert told(bench.say(hello, peer=b"thief"), b"thief") == [(0, "conflict")]
-    assert told(bench.say(Query(request_id=1, what="runs"))) == [(1, "")]
-
-
-def test_sessions_are_bounded() -> None:
-    bench = CoreBench(sessions=1)
-    bench.hello()
-    hello = Hello(versions=[1], session_id=OTHER)
-    assert told(bench.say(hello, peer=b"second"), b"second") == [(0, "busy")]
 
 
 def test_a_message_only_a_server_sends_is_malformed() -> None:

@@ -1,0 +1,126 @@
+"""Hellos: versions, keys, sessions that are opened, found again or refused."""
+
+from typing import Any
+
+import pytest
+from core_bench import CARD, CLIENT, OTHER, SESSION, CoreBench, told
+
+from weft.client.messages import Failure, Goodbye, Hello, Query, Welcome
+from weft.engine.broker.config import BrokerConfig
+from weft.engine.broker.events import ToClient
+
+
+def refusal(code: str, detail: str) -> ToClient:
+    return ToClient(CLIENT, Failure(request_id=0, code=code, detail=detail))
+
+
+def hello(session_id: str = SESSION, **fields: Any) -> Hello:
+    return Hello(versions=[1], session_id=session_id, **fields)
+
+
+def test_hello_is_answered_with_models_and_limits() -> None:
+    bench = CoreBench()
+    bench.add_worker()
+    assert bench.say(Hello(versions=[1, 2], session_id=SESSION)) == [
+        ToClient(
+            CLIENT,
+            Welcome(
+                version=1,
+                session_id=SESSION,
+                server="weft test",
+                models=[CARD],
+                limits=BrokerConfig().limits(),
+                tenant="local",
+            ),
+        )
+    ]
+
+
+def test_a_client_of_another_version_is_told_what_is_spoken() -> None:
+    bench = CoreBench()
+    assert bench.say(Hello(versions=[7], session_id=SESSION)) == [
+        refusal("unsupported_version", "the server speaks protocol 1, the client [7]")
+    ]
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 32, "A" * 32, "a" * 33])
+def test_a_session_id_is_32_hex_digits(session_id: str) -> None:
+    bench = CoreBench()
+    assert told(bench.say(hello(session_id))) == [(0, "bad_request")]
+
+
+def test_a_wrong_key_is_unauthorized() -> None:
+    bench = CoreBench(tenant_of=lambda key: "local" if key == "right" else None)
+    assert told(bench.say(hello(api_key="wrong"))) == [(0, "unauthorized")]
+
+
+def test_the_session_of_another_tenant_cannot_be_taken_over() -> None:
+    bench = CoreBench(tenant_of=lambda key: key)
+    bench.hello(api_key="a")
+    assert told(bench.say(hello(api_key="b"), peer=b"thief"), b"thief") == [(0, "conflict")]
+    assert told(bench.say(Query(request_id=1, what="runs"))) == [(1, "")]
+
+
+def test_sessions_are_bounded() -> None:
+    bench = CoreBench(sessions=1)
+    bench.hello()
+    assert told(bench.say(hello(OTHER), peer=b"second"), b"second") == [(0, "busy")]
+
+
+def test_a_session_that_must_exist_is_found_again() -> None:
+    bench = CoreBench()
+    bench.hello()
+    (found,) = bench.say(hello(must_exist=True), peer=b"new")
+    assert isinstance(found, ToClient)
+    assert isinstance(found.header, Welcome)
+
+
+def test_a_session_that_must_exist_is_not_opened() -> None:
+    bench = CoreBench()
+    refused = [refusal("session_expired", f"no session {SESSION}")]
+    assert bench.say(hello(must_exist=True)) == refused
+    bench.hello()
+    bench.say(Goodbye())
+    assert bench.say(hello(must_exist=True)) == refused
+
+
+def test_the_session_of_another_tenant_does_not_exist() -> None:
+    bench = CoreBench(tenant_of=lambda key: key)
+    bench.hello(OTHER, b"owner", api_key="a")
+    refused = [refusal("session_expired", f"no session {OTHER}")]
+    assert bench.say(hello(OTHER, must_exist=True, api_key="b")) == refused
+
+
+def test_the_welcome_names_the_tenant() -> None:
+    bench = CoreBench(tenant_of=lambda key: f"tenant of {key}")
+    (welcome,) = bench.say(hello(api_key="k"))
+    assert isinstance(welcome, ToClient)
+    assert isinstance(welcome.header, Welcome)
+    assert welcome.header.tenant == "tenant of k"
+
+
+def test_what_a_client_says_of_itself_is_taken_at_its_first_hello() -> None:
+    bench = CoreBench()
+    bench.say(hello(display_name="mine", tags=["a"]))
+    bench.say(hello(display_name="other"))
+    session = bench.core._books.sessions.by_id[SESSION]
+    assert (session.display_name, session.tags) == ("mine", ("a",))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"display_name": "x" * 1025},
+        {"tags": ["x" * 1025]},
+        {"tags": ["x"] * 65},
+        {"user_metadata": {"a": "x" * 1025}},
+        {"user_metadata": {str(i): "" for i in range(65)}},
+    ],
+    ids=["long name", "long tag", "many tags", "long value", "many entries"],
+)
+def test_what_a_client_says_of_itself_is_bounded(fields: dict[str, Any]) -> None:
+    assert told(CoreBench().say(hello(**fields))) == [(0, "bad_request")]
+
+
+def test_a_key_is_not_part_of_what_a_hello_prints() -> None:
+    assert "sesame" not in repr(hello(api_key="sesame"))
