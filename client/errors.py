@@ -95,7 +95,7 @@ CODES: dict[str, Code] = {
     "unknown_session": Code(BadRequest, "user", 400, "the connection has not said hello"),
     "too_large": Code(BadRequest, "user", 413, "a message, batch, datum or name is over its limit"),
     "unauthorized": Code(BadRequest, "user", 401, "the API key is missing or wrong"),
-    "not_served": Code(BadRequest, "user", 501, "this server does not serve it, and says what"),
+    "not_served": Code(BadRequest, "user", 400, "this server does not serve it, and says what"),
     "not_found": Code(
         NotFound, "user", 404, "no such model, run, sampler or checkpoint, or foreign"
     ),

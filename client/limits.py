@@ -80,6 +80,15 @@ LIMITS: dict[str, Limit] = {
     "parts_in_flight": Limit(4, "count", "busy", "parts of one transfer on their way"),
     "store_jobs": Limit(256, "count", "busy", "requests of one session that the store works on"),
     "transfer_expiry_s": Limit(300, "s", "not_found", "silence that ends an upload or download"),
+    # A gateway.
+    "body_bytes": Limit(64 << 20, "bytes", "too_large", "the body of one HTTP request, unpacked"),
+    "bodies_bytes": Limit(512 << 20, "bytes", "busy", "bodies of requests without an answer"),
+    "body_s": Limit(60, "s", "timeout", "until the body of an HTTP request has come"),
+    "poll_s": Limit(30, "s", "", "how long a poll for a result is held"),
+    "fetched_ttl_s": Limit(300, "s", "result_expired", "a result that was fetched over HTTP"),
+    "unfetched_ttl_s": Limit(3600, "s", "result_expired", "a result that nobody has fetched"),
+    "doors": Limit(256, "count", "", "API keys that a gateway remembers"),
+    "door_s": Limit(600, "s", "", "silence after which it forgets one"),
     # Weighted tokens, the currency of lanes and of a worker's credit.
     "forward_weight": Limit(1, "tokens", "", "a token of a forward call, or of a prompt"),
     "backward_weight": Limit(3, "tokens", "", "a token of a forward_backward call"),

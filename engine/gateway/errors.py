@@ -1,13 +1,16 @@
-"""Errors as the official SDK gets them: a status with a body, or a future that has failed."""
+"""Errors as the official SDK gets them: a status with a body, or a future that has failed.
+
+The SDK repeats 408, 409, 429 and every 5xx for minutes, whatever a header says. What is final must
+have another status: a conflict is 422 here, and what is not served 400, not 501.
+"""
 
 import msgspec
 
 from ...client.errors import CODES, BadRequest, WeftError, sentence
 
-# Statuses that the SDK repeats by itself; of ours only a full queue is worth it. A repeat of the
-# others finds what the first one found, so the SDK is told not to.
-_WORTH_REPEATING = ("busy", "disconnected", "stopping")
 RETRY_AFTER_S = 1.0
+_REPEATED = (408, 429, 500, 502, 503, 504)
+_FINAL = {409: 422, 507: 422}
 
 
 class Unserved(BadRequest):
@@ -19,21 +22,20 @@ class Unserved(BadRequest):
 def http_status(error: WeftError) -> int:
     """The status of a refusal."""
     row = CODES.get(error.code)
-    return 500 if row is None else row.http_status
+    status = 500 if row is None else row.http_status
+    return _FINAL.get(status, status)
 
 
 def http_headers(error: WeftError) -> dict[str, str]:
-    """The headers that tell the SDK whether to repeat a refused request, and when."""
-    if error.code not in _WORTH_REPEATING:
+    """Whether to repeat a refused request, and when."""
+    if http_status(error) not in _REPEATED:
         return {"x-should-retry": "false"}
     return {"x-should-retry": "true", "retry-after": f"{RETRY_AFTER_S:g}"}
 
 
 def http_body(error: WeftError) -> bytes:
     """The body of a refusal."""
-    return msgspec.json.encode(
-        {"error": sentence(error), "detail": sentence(error), "code": error.code}
-    )
+    return msgspec.json.encode({"error": sentence(error), "code": error.code})
 
 
 def failed_future(error: WeftError) -> bytes:
