@@ -37,6 +37,26 @@ class ExpireCheckpoint(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishCheckpoint(Request):
+    """Lets everybody read a saved state, or its owner alone; the answer is {"path", "public"}."""
+
+    kind: ClassVar[str] = "publish_checkpoint"
+    path: str
+    public: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyCheckpoint(Request):
+    """Copies a saved state, of one's own or a public one; the answer is {"path", "size_bytes"}."""
+
+    kind: ClassVar[str] = "copy_checkpoint"
+    path: str
+    target: str  # a path of the same kind under a run number that the client gave away
+    ttl_s: int = 0  # of the copy: seconds until it is deleted, 0 never
+    user_metadata: dict[str, str] = field(default_factory=dict[str, str])  # of the copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenDownload(Request):
     """Begins to read a saved state as one stream of bytes: its files, one after the other.
 

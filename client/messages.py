@@ -216,10 +216,14 @@ class LoadState(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveForSampler(Command):
-    """Freezes the current weights: under a name (a file), or as an ephemeral sampler, or both."""
+    """Freezes the current weights: under a name (a file), or as an ephemeral sampler, or both.
+
+    An external file is for programs elsewhere: `size_bytes` of the answer is that of its adapter.
+    """
 
     kind: ClassVar[str] = "save_for_sampler"
     name: str = ""  # "" keeps no file
+    is_external: bool = False  # of the file: external_weights, not sampler_weights; then no sampler
     sampler_id: str = ""  # "<session_id>:sample:<n>", "" opens no sampler
     ttl_s: int = 0  # of the file: seconds until it is deleted, 0 never
     user_metadata: dict[str, str] = field(default_factory=dict[str, str])  # of the file
@@ -306,24 +310,35 @@ class Query(Request):
 
     capabilities  {"models": [the fields of each ModelCard], "state": "loading", "ready", "failed"
                   or "stopping", "loading": [{"phase", "fraction"} of each worker that loads]}
-    run           subject a run id: {"run_id", "base_model", "rank", "alpha", "train_attn",
-                  "train_mlp", "train_unembed", "is_lost", "last_request_time", "user_metadata",
-                  "forked_from"}
-    runs          {"runs": [as above]}
-    checkpoints   subject a run id, a path or "": {"checkpoints": [{"path", "time", "size_bytes",
-                  "user_metadata", "expires", "has_optimizer", "base_model", "rank", "alpha",
-                  "train_attn", "train_mlp", "train_unembed", "step"}]}
-    sampler       subject a sampler id: {"sampler_id", "base_model", "model_path"}
+    run           subject a run id: {"run_id", "session_id", "owner", "base_model", "rank", "alpha",
+                  "train_attn", "train_mlp", "train_unembed", "state", "is_lost",
+                  "last_request_time", "user_metadata", "forked_from", "last_checkpoint",
+                  "last_sampler_checkpoint"}; the last two as of `checkpoints`, or None. State is
+                  "opening", "open", "lost", "closed", or "saved": only checkpoints are left
+    runs          the tenant's: {"runs": [as above]}, latest request first
+    checkpoints   subject a run id, a path or "": {"checkpoints": [{"path", "run_id", "kind",
+                  "name", "time", "size_bytes", "public", "user_metadata", "expires",
+                  "has_optimizer", "base_model", "rank", "alpha", "train_attn", "train_mlp",
+                  "train_unembed", "step"}]}, newest first. Public ones of others by path alone
+    sessions      the tenant's: {"sessions": [{"session_id", "opened", "is_ended", "display_name",
+                  "tags", "user_metadata"}]}, latest first
+    session       subject a session id: as above, and {"run_ids", "sampler_ids"}, latest first;
+                  it is a list of both, runs before samplers
+    sampler       subject a sampler id: {"sampler_id", "base_model", "model_path", "run_id",
+                  "state"}
     status        whatever a person wants to know
 
-    The answer to `runs` and `checkpoints` is a page from `offset` on, and holds "next", the offset
-    of the page after it, -1 after the last. Times are seconds since 1970.
+    The answer to a list is a page from `offset` on, of at most `limit` entries and as many as fit.
+    It holds "total", the length of the list, and "next", the offset of the page after it, -1 after
+    the last. Metadata that is too long for a list is left out, and the entry has "omitted":
+    "user_metadata". Times are seconds since 1970, and 0 where there is none.
     """
 
     kind: ClassVar[str] = "query"
     what: str
     subject: str = ""  # an id or path, where `what` needs one
     offset: int = 0  # of the first entry of a list
+    limit: int = 0  # most entries of a page, 0: as many as fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 run          <session_id>:train:<n>
 sampler      <session_id>:sample:<n>
-checkpoint   weft://<run_id>/weights/<name>          a training state
-             weft://<run_id>/sampler_weights/<name>  weights to sample from
+checkpoint   weft://<run_id>/weights/<name>           a training state
+             weft://<run_id>/sampler_weights/<name>   weights to sample from
+             weft://<run_id>/external_weights/<name>  an adapter for programs elsewhere
 """
 
 import re
@@ -14,7 +15,7 @@ from .errors import BadRequest
 from .limits import limit
 
 SCHEME = "weft://"
-KINDS = ("weights", "sampler_weights")
+KINDS = ("weights", "sampler_weights", "external_weights")
 _MAX_LENGTH = limit("name_length")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+@-]*")
 _RUN_ID = re.compile(r"[0-9a-f]{32}:train:[0-9]{1,9}")
@@ -57,8 +58,7 @@ def parse_path(path: str) -> CheckpointPath:
     parts = path.removeprefix(SCHEME).split("/")
     if not path.startswith(SCHEME) or len(parts) != 3 or parts[1] not in KINDS:
         raise BadRequest(
-            f"{shown(path)} is no path: weft://<run_id>/weights/<name> or "
-            "weft://<run_id>/sampler_weights/<name>"
+            f"{shown(path)} is no path: weft://<run_id>/<kind>/<name> of kind {', '.join(KINDS)}"
         )
     run_id, kind, name = parts
     if not _RUN_ID.fullmatch(run_id):

@@ -3,7 +3,7 @@
 import pytest
 
 from weft.client.errors import BadRequest
-from weft.client.paths import CheckpointPath, check_name, format_run_id, parse_path
+from weft.client.paths import KINDS, CheckpointPath, check_name, format_run_id, parse_path
 
 RUN = format_run_id("0" * 32, 3)
 
@@ -37,7 +37,7 @@ def test_an_unsafe_name_is_refused(name: str) -> None:
         check_name(name)
 
 
-@pytest.mark.parametrize("kind", ["weights", "sampler_weights"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_path_survives_a_round_trip(kind: str) -> None:
     path = CheckpointPath(RUN, kind, "a")
     assert parse_path(str(path)) == path
@@ -52,7 +52,7 @@ def test_a_path_survives_a_round_trip(kind: str) -> None:
         f"weft://{RUN}/weights",
         f"weft://{RUN}/weights/a/b",
         f"weft://{RUN}/weights/..",
-        f"weft://{RUN}/external_weights/a",
+        f"weft://{RUN}/moments/a",
         "weft://../weights/a",
         "weft://run/weights/a",
     ],
