@@ -28,7 +28,7 @@ ENGINE_ORDER = (
     "demo",
     "verify",
 )
-LEAVES = {"trace", "faults"}
+LEAVES = {"faults", "histogram", "logs", "trace"}
 HEAVY = {"torch", "triton", "transformers", "safetensors"}
 TORCH_FREE = (
     "broker.shell",
