@@ -47,7 +47,7 @@ class WorkerProgress(Header):
     """How far a worker is that has said hello and is not ready; not answered."""
 
     kind: ClassVar[str] = "worker_progress"
-    phase: str  # "starting", "reading weights" or "preparing"
+    phase: str  # "starting", "reading weights", "preparing" or "warming"
     fraction: float = -1.0  # of the phase, 0 to 1; -1 when it is not known
 
 
@@ -59,6 +59,25 @@ class Underway(Header):
     dispatch_ids: list[int]
     done: list[int]  # units computed of each
     total: list[int]  # units of each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCounters(Header):
+    """Worker to broker, at most once a second and after a change: what it did since its hello.
+
+    Numbers only grow, so that a lost message loses nothing; but for `used` and `total`.
+    """
+
+    kind: ClassVar[str] = "worker_counters"
+    steps: dict[str, int]  # of the compute thread: train, forward, sample, optimizer, control
+    failures: dict[str, int]  # steps of these kinds that raised, to be repeated smaller or given up
+    busy_s: dict[str, float]  # that they took, failed ones included
+    tokens: dict[str, int]  # trained, forward, prefill, decoded; of steps that succeeded
+    # Train and sample batches by how many tenants' lanes they hold: see `histogram.TENANTS`.
+    tenants: dict[str, list[int]]
+    tenants_sum: dict[str, int]
+    used: dict[str, int]  # now: runs, samplers, adapter_state_bytes, kv_pages, ...
+    total: dict[str, int]  # of what has a fixed size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
