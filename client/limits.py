@@ -33,6 +33,13 @@ LIMITS: dict[str, Limit] = {
     "rank": Limit(256, "count", "bad_request", "rank of an adapter"),
     "num_samples": Limit(4096, "count", "too_large", "samples of one request"),
     "soft_targets": Limit(1024, "count", "too_large", "target tokens of one position"),
+    "topk_logprobs": Limit(
+        128, "count", "bad_request", "likeliest tokens, or alternatives, at one position"
+    ),
+    "target_cells": Limit(200_000, "count", "too_large", "tokens to score in place of a prompt's"),
+    "answer_bytes": Limit(
+        128 << 20, "bytes", "too_large", "top-k tokens and alternatives of one answer at its longest"
+    ),
     # A client.
     "unanswered_bytes": Limit(1 << 30, "bytes", "busy", "a client's calls without an answer"),
     "connect_s": Limit(8, "s", "disconnected", "a client's wait for the first answer of a server"),
@@ -69,6 +76,7 @@ LIMITS: dict[str, Limit] = {
     "samplers": Limit(1024, "count", "busy", "open samplers of one session"),
     "watchers": Limit(64, "count", "busy", "clients that watch events"),
     "void_ranges": Limit(1024, "count", "busy", "ranges of one run that are voided ahead of time"),
+    "keys": Limit(4096, "count", "too_large", "active API keys of one server"),
     "checkpoints": Limit(65_536, "count", "too_large", "checkpoints of one tenant"),
     # Files.
     "ttl_s": Limit(315_360_000, "s", "bad_request", "time until a checkpoint is deleted"),
@@ -89,6 +97,16 @@ LIMITS: dict[str, Limit] = {
     "unfetched_ttl_s": Limit(3600, "s", "result_expired", "a result that nobody has fetched"),
     "doors": Limit(256, "count", "", "API keys that a gateway remembers"),
     "door_s": Limit(600, "s", "", "silence after which it forgets one"),
+    # The HTTP gateway.
+    "protobuf_fields": Limit(131_072, "count", "too_large", "fields of one protobuf body"),
+    "pass_datums": Limit(4096, "count", "too_large", "datums of one pass"),
+    "pass_inputs": Limit(64, "count", "too_large", "loss inputs of a datum, options of a loss"),
+    "pass_outputs": Limit(
+        1 << 25,
+        "count",
+        "too_large",
+        "places of the sparse targets of one pass, which come back dense",
+    ),
     # Weighted tokens, the currency of lanes and of a worker's credit.
     "forward_weight": Limit(1, "tokens", "", "a token of a forward call, or of a prompt"),
     "backward_weight": Limit(3, "tokens", "", "a token of a forward_backward call"),

@@ -1,0 +1,220 @@
+"""Forward and backward passes: from the SDK's protobuf to datums, and from an output back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ...client.errors import BadRequest
+from ...client.limits import limit
+from ...client.tensor_data import NumpyArray, TensorData
+from ...client.types import Datum, ForwardBackwardOutput, ModelInput
+from .errors import Unserved
+from .protobuf import Values, decode, encode, peek
+from .schema import FLOAT32, FORWARD_BACKWARD_OUTPUT, FORWARD_BACKWARD_REQUEST, INT32, INT64
+
+_UNSERVED_LOSSES = ("custom", "stable_reinforce")
+_MAX_OUTPUTS = limit("pass_outputs")
+_DTYPES: dict[int, np.dtype[Any]] = {
+    FLOAT32: np.dtype("<f4"),
+    INT64: np.dtype("<i8"),
+}  # the SDK sends no others
+_DTYPE_NAMES = {np.dtype("<f4"): FLOAT32, np.dtype("<i8"): INT64, np.dtype("<i4"): INT32}
+_TOKENS = np.dtype("<i4")
+_INDICES = np.dtype("<i8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRequest:
+    """One call of `forward` or `forward_backward`, or one of the pieces that the SDK cut it into."""
+
+    model_id: str
+    seq_id: int
+    data: list[
+        Datum
+    ]  # arrays are views of the body; int64 until the client's code has checked them
+    loss_fn: str
+    loss_fn_config: dict[str, float]
+    forward_only: bool
+
+
+def read_pass(body: bytes) -> PassRequest:
+    """Read the body of a post to `forward_backward`.
+
+    Raises:
+        Malformed: it is no such message, or its arrays do not have the sizes that it says.
+        BadRequest: it contradicts itself, or is over a limit.
+        Unserved: it asks for what is not served; names it.
+    """
+    found = decode(body, FORWARD_BACKWARD_REQUEST)
+    loss_fn = found.get("loss_fn", "")
+    if loss_fn in _UNSERVED_LOSSES:
+        raise Unserved(f"loss_fn {loss_fn!r} is not served")
+    seq_id = found.get("seq_id", 0)
+    if seq_id < 1:
+        raise BadRequest(f"seq_id is {seq_id}, not a number from 1")
+    data = [_datum(index, fields) for index, fields in enumerate(found.get("data", ()))]
+    _check_outputs(data)
+    return PassRequest(
+        model_id=found.get("model_id", ""),
+        seq_id=seq_id,
+        data=data,
+        loss_fn=loss_fn,
+        loss_fn_config=_config(found.get("loss_fn_config", {}), found.get("loss_fn_config_v2", {})),
+        forward_only=found.get("forward_only", False),
+    )
+
+
+def peek_pass(body: bytes) -> tuple[str, int] | None:
+    """The model and number of a pass that may be refused or damaged, as far as they can be read."""
+    found = peek(body, FORWARD_BACKWARD_REQUEST, ("model_id", "seq_id"))
+    return (found["model_id"], found["seq_id"]) if len(found) == 2 else None
+
+
+def write_pass(output: ForwardBackwardOutput) -> bytes:
+    """The body of a pass's result.
+
+    Datums in a row whose arrays have the same names, types and trailing dimensions share a record.
+    The SDK knows dense arrays alone here: what a sparse matrix does not list comes as 0.
+    """
+    records: list[Values] = []
+    arrays = [_outputs(datum) for datum in output.loss_fn_outputs]
+    for _, group in groupby(arrays, _layout):
+        datums = list(group)
+        fields = {name: _batched([datum[name] for datum in datums]) for name in datums[0]}
+        records.append(
+            {
+                "type_tag": output.loss_fn_output_type,
+                "fields": fields,
+                "num_datums": len(datums),
+            }
+        )
+    return encode(
+        FORWARD_BACKWARD_OUTPUT,
+        {
+            "loss_fn_output_type": output.loss_fn_output_type,
+            "loss_fn_outputs": records,
+            "metrics": output.metrics,
+        },
+    )
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _config(numbers: Mapping[str, float], values: Mapping[str, Values]) -> dict[str, float]:
+    """A loss function's options; the SDK writes its numbers twice, and newer servers read `values`."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if "text" in value:
+            raise Unserved(f"loss_fn_config {key!r} is a text, which is not served")
+        if "number" not in value:
+            raise BadRequest(f"loss_fn_config_v2 {key!r} has no value")
+        found[key] = value["number"]
+    if not values:
+        return dict(numbers)
+    for key, number in numbers.items():
+        if repr(found.get(key)) != repr(number):
+            raise BadRequest(
+                f"loss_fn_config {key!r} is {number}, and {found.get(key)} in loss_fn_config_v2"
+            )
+    return found
+
+
+def _datum(index: int, fields: Values) -> Datum:
+    for name in ("model_input_spans", "loss_fn_input_spans"):
+        if name in fields:
+            raise Unserved(f"datum {index}: {name} (provenance) is not served")
+    try:
+        tensors = {
+            name: _tensor(name, tensor) for name, tensor in fields.get("loss_fn_inputs", {}).items()
+        }
+        return Datum(_model_input(fields.get("model_input", ())), tensors)
+    except BadRequest as error:
+        raise type(error)(f"datum {index}: {error}", error.code) from None
+
+
+def _model_input(chunks: Sequence[Values]) -> ModelInput:
+    arrays: list[NumpyArray] = []
+    for chunk in chunks:
+        if "encoded_text" not in chunk:
+            kind = next(iter(chunk), "no kind")
+            raise Unserved(f"a chunk of {kind} is not served; encoded_text is")
+        arrays.append(_view("tokens", chunk["encoded_text"].get("tokens", b""), _TOKENS))
+    if len(arrays) == 1:
+        return ModelInput.from_ints(arrays[0])
+    return ModelInput.from_ints(np.concatenate(arrays)) if arrays else ModelInput.empty()
+
+
+def _tensor(name: str, fields: Values) -> TensorData:
+    dtype = _DTYPES.get(fields.get("dtype", 0))
+    if dtype is None:
+        raise BadRequest(f"{name} has dtype {fields.get('dtype', 0)}, not float32 (1) or int64 (2)")
+    shape: list[int] | None = fields.get("shape")
+    if shape is not None and any(size < 0 for size in shape):
+        raise BadRequest(f"{name} has shape {shape}")
+    sparse = fields.get("sparse_csr")
+    if sparse is None:
+        values = _view(name, fields.get("dense", b""), dtype)
+        if shape is None or shape == [len(values)]:
+            return TensorData(values)
+        if prod(shape) != len(values):
+            raise BadRequest(f"{name} has {len(values)} values, not those of shape {shape}")
+        return TensorData(values.reshape(shape))
+    return TensorData(
+        _view(name, sparse.get("values", b""), dtype),
+        shape=shape,
+        sparse_crow_indices=_view(name, sparse.get("crow_indices", b""), _INDICES),
+        sparse_col_indices=_view(name, sparse.get("col_indices", b""), _INDICES),
+    )
+
+
+def _view(name: str, data: "memoryview | bytes", dtype: np.dtype[Any]) -> NumpyArray:
+    """The values in a piece of the body, which may lie unaligned in memory."""
+    if len(data) % dtype.itemsize:
+        raise BadRequest(f"{name} has {len(data)} bytes, not whole {dtype.name}s", "malformed")
+    return np.frombuffer(data, dtype)
+
+
+def _check_outputs(data: Sequence[Datum]) -> None:
+    """Refuse sparse targets of few bytes whose dense answer would be of very many."""
+    total = 0
+    for datum in data:
+        targets = datum.loss_fn_inputs.get("target_tokens")
+        if targets is not None and targets.csr is not None:
+            total += prod(targets.shape)
+    if total > _MAX_OUTPUTS:
+        raise BadRequest(
+            f"sparse target_tokens of {total} places together, at most {_MAX_OUTPUTS}", "too_large"
+        )
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def _outputs(datum: Mapping[str, TensorData]) -> dict[str, NumpyArray]:
+    return {name: tensor.to_numpy() for name, tensor in datum.items()}
+
+
+def _layout(datum: Mapping[str, NumpyArray]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(name, array.dtype.str, array.shape[1:]) for name, array in datum.items()]
+
+
+def _batched(arrays: Sequence[NumpyArray]) -> Values:
+    """The arrays of some datums, end to end."""
+    joined = np.concatenate(arrays)
+    offsets = np.zeros(len(arrays) + 1, _INDICES)
+    np.cumsum([array.nbytes for array in arrays], out=offsets[1:])
+    return {
+        "data": _bytes(joined),
+        "offsets": _bytes(offsets),
+        "dtype": _DTYPE_NAMES[joined.dtype],
+        "trailing_shape": joined.shape[1:],
+    }
+
+
+def _bytes(array: NumpyArray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
