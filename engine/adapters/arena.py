@@ -19,6 +19,11 @@ class Blocks:
         """Granules that are free, perhaps in pieces."""
         return sum(end - start for start, end in self._free)
 
+    def levels(self, granule_bytes: int) -> tuple[int, int]:
+        """Bytes in use, and bytes that there are to be given out."""
+        size = self.size - self.reserved
+        return (size - self.num_free) * granule_bytes, size * granule_bytes
+
     def take(self, count: int) -> int | None:
         """Start of a range of `count` granules, or None when no free range is that long."""
         if count <= 0:

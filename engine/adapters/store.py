@@ -339,6 +339,16 @@ class AdapterStore:
 
     # --- memory
 
+    @property
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Bytes in use and in all of either arena; what a fork may come to need is in use."""
+        state_bytes = NUM_PLANES * self.layout.granule * 4
+        weights_bytes = self.layout.granule * self.dtype.itemsize
+        return {
+            "adapter_state_bytes": self.states.blocks.levels(state_bytes),
+            "adapter_weights_bytes": self._weights_blocks.levels(weights_bytes),
+        }
+
     def batch_bytes(self, version: WeightsVersion) -> int:
         """What one unit with these weights takes in a train batch: padded weights and gradient."""
         bucket = int(rank_bucket(np.array([version.rank]))[0])

@@ -56,6 +56,10 @@ class BaseGenerator(ABC):
         self._admission = admission
         self._active: dict[Hashable, Active] = {}
         self._running: dict[Sample, Active] = {}  # in the order of their start
+        self._stepped: set[Hashable] = set()
+        self.num_prefilled = 0  # prompt tokens computed, of passes that succeeded
+        self.num_decoded = 0  # tokens drawn by them
+        self.num_failed_steps = 0  # passes that raised
 
     @property
     def has_work(self) -> bool:
@@ -70,6 +74,16 @@ class BaseGenerator(ABC):
     @abstractmethod
     def num_rows_ahead(self) -> int:
         """About how many rows the largest forward pass of the next step has, prompts included."""
+
+    @property
+    @abstractmethod
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """What the sequences use and what there is for them, in units that the name says."""
+
+    def take_stepped(self) -> set[Hashable]:
+        """Keys of the requests that anything was computed for since this was last asked."""
+        stepped, self._stepped = self._stepped, set()
+        return stepped
 
     @abstractmethod
     def step(self) -> list[Outcome]:
@@ -164,6 +178,7 @@ class BaseGenerator(ABC):
 
     def _commit(self, work: Sequence[Work], result: StepResult, outcomes: list[Outcome]) -> None:
         """Take over what the pieces of a step drew."""
+        self._count(work)
         tokens, logprobs = result.tokens_M.tolist(), result.logprobs_M.tolist()
         is_finite = np.isfinite(result.logprobs_M).tolist()
         first_draw = first_score = 0
@@ -198,6 +213,13 @@ class BaseGenerator(ABC):
             if each.active.num_open == 0 and each.active.request.key in self._active:
                 self._close(each.active)
                 outcomes.append(each.active.answer())
+
+    def _count(self, work: Sequence[Work]) -> None:
+        for each in work:
+            self._stepped.add(each.active.request.key)
+            self.num_decoded += len(each.piece.streams)
+            if each.sample is None:
+                self.num_prefilled += len(each.piece.tokens)
 
     # --- the end of a request
 

@@ -64,6 +64,12 @@ class Generator(BaseGenerator):
         """About how many rows the next step computes, prompts included."""
         return self._admission.num_rows_ahead
 
+    @property
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Pages of the cache."""
+        pool = self._pages.pool
+        return {"kv_pages": (pool.num_pages - pool.num_free, pool.num_pages)}
+
     def step(self) -> list[Outcome]:
         """Advance everything by one step; returns the requests that ended with it."""
         admitted = self._admission.next_step()
@@ -112,6 +118,7 @@ class Generator(BaseGenerator):
             result = self._runner.run(step, versions)
         except Exception as error:
             log.warning("a sample step of %d pieces failed", len(work), exc_info=True)
+            self.num_failed_steps += 1
             failure = failure_of(work[0].active.request.key, error)
         if failure is None:
             self._commit(work, result, outcomes)

@@ -80,6 +80,12 @@ class SequentialGenerator(BaseGenerator):
         new = self._admission.num_rows_ahead - self._admission.num_running
         return max(self._rotation.num_rows_ahead, min(new, self._rotation.chunk_tokens))
 
+    @property
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Bytes that the states in work may come to take."""
+        admission = self._admission
+        return {"sequence_state_bytes": (admission.num_reserved, admission.capacity)}
+
     def step(self) -> list[Outcome]:
         """Let some sequences take their turn; returns the requests that ended with it."""
         admitted = self._admission.next_step()
@@ -125,6 +131,7 @@ class SequentialGenerator(BaseGenerator):
             result = self._compute(work)
         except Exception as error:
             log.warning("a pass over %d tokens failed", len(work.piece.tokens), exc_info=True)
+            self.num_failed_steps += 1
             failure = failure_of(key, error)
         # The traceback, and with it the tensors of the failed pass, is gone by now.
         if failure is not None:

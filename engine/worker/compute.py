@@ -6,6 +6,7 @@ Every step is atomic: it either takes effect for all its commands or is repeated
 
 import itertools
 import logging
+import queue
 import time
 from collections import Counter
 from collections.abc import Hashable
@@ -18,11 +19,12 @@ from ..faults import is_out_of_memory
 from ..sampling.base_generator import BaseGenerator
 from ..sampling.requests import SampleDone, SampleFailed
 from ..trace import Trace
-from .commands import CommandWork, PassWork, SampleWork
+from .commands import CommandWork, PassWork, SampleWork, Work
 from .controls import Controls
+from .counters import Counters, kind_of
 from .network import Network, Stopped
 from .optimizing import Optimizing
-from .progress import CommandProgress
+from .progress import CommandProgress, CountersReport
 from .replies import Replies, split_arrays
 from .runs import RunTable
 from .scheduler import Control, Decision, Job, Optimizers, Passes, Sampling, Scheduler
@@ -56,7 +58,12 @@ class Compute:
         self._trainer = trainer
         self._generator = generator
         self._controls = controls
-        self._optimizing = Optimizing(runs, self._replies)
+        self._counters = Counters()
+        self._report = CountersReport(
+            lambda header: network.send(wire.encode(header)),
+            lambda: self._counters.record(generator, runs),
+        )
+        self._optimizing = Optimizing(runs, self._replies, self._counters)
         self._trace = trace
         self._threads = threads
         self._macs_per_row = macs_per_row
@@ -77,8 +84,12 @@ class Compute:
             if decision is not None:
                 start = time.perf_counter()
                 self._carry_out(decision)
-                self._scheduler.spent(decision, time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+                self._scheduler.spent(decision, seconds)
+                self._counters.spent(decision, seconds)
+                self._report.changed()
                 self._progress.report(self._scheduler.started)
+            self._report.report()
 
     def _drain(self, wait: bool) -> None:
         while True:
@@ -86,13 +97,14 @@ class Compute:
                 return
             if not wait and self._inbox.empty():
                 return
-            item = self._inbox.get()
+            item = self._await_item() if wait else self._inbox.get()
             wait = False
             match item:
                 case Stopped():
                     self._stop = item
                 case Withdraw():
                     self._withdraw(item)
+                    self._report.changed()
                 case SampleWork():
                     self._submit(item)
                 case PassWork():
@@ -104,6 +116,16 @@ class Compute:
                 case CommandWork():
                     owner = self._controls.owner(item)
                     self._queue(item, Job(item.origin.dispatch_id, owner, item.header.kind))
+
+    def _await_item(self) -> Work | Withdraw | Stopped:
+        """Wait for something to do; what has changed is told when nothing comes for a while."""
+        due_in_s = self._report.due_in_s
+        if due_in_s is not None:
+            try:
+                return self._inbox.get(timeout=due_in_s)
+            except queue.Empty:
+                self._report.report()
+        return self._inbox.get()
 
     def _queue(self, work: CommandWork | PassWork, job: Job) -> None:
         self._commands[job.job_id] = work
@@ -139,8 +161,10 @@ class Compute:
             log.exception("%s failed", work.header.kind)
             code = "out_of_memory" if is_out_of_memory(error) else "internal"
             self._replies.failed(work.origin, code, f"{type(error).__name__}: {error}")
+            self._counters.failures["control"] += 1
         else:
             self._replies.done(work.origin, result)
+            self._counters.steps["control"] += 1
 
     def _pass(self, decision: Passes) -> None:
         works = [self._commands[piece.job_id] for piece in decision.slices]
@@ -160,8 +184,10 @@ class Compute:
                 outcome = self._trainer.step(decision, passes)
         except Exception as error:  # the boundary to the device
             self._trainer.abandon(passes)
+            self._counters.failures[kind_of(decision)] += 1
             self._retry(decision, error)
             return
+        self._counters.passed(decision, len(lanes))
         for piece, work in zip(decision.slices, passes, strict=True):
             failure = outcome.failures.get(piece.job_id)
             if failure is not None:
@@ -219,9 +245,13 @@ class Compute:
     def _sample(self) -> None:
         rows = self._generator.num_rows_ahead
         self._threads.prepare(rows * self._macs_per_row)
-        lanes = sorted({work.origin.lane for work in self._samples.values()})
-        with self._trace.span("sample", rows=rows, tenants=len(lanes), lanes=lanes):
+        with self._trace.span("sample", rows=rows) as told:
             outcomes = self._generator.step()
+            stepped = self._generator.take_stepped()
+            lanes = sorted({self._samples[key].origin.lane for key in stepped})
+            told |= {"tenants": len(lanes), "lanes": lanes}
+        if lanes:
+            self._counters.sampled(len(lanes))
         for outcome in outcomes:
             work = self._samples.pop(outcome.key)
             match outcome:

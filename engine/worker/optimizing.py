@@ -7,6 +7,7 @@ from ...client.messages import OptimStep
 from ..adapters.optimizer import step
 from ..faults import is_out_of_memory
 from .commands import CommandWork
+from .counters import Counters
 from .replies import Replies
 from .runs import HeldRun, RunTable
 
@@ -16,9 +17,10 @@ log = logging.getLogger(__name__)
 class Optimizing:
     """Carries out `optim_step` commands."""
 
-    def __init__(self, runs: RunTable, replies: Replies) -> None:
+    def __init__(self, runs: RunTable, replies: Replies, counters: Counters) -> None:
         self._runs = runs
         self._replies = replies
+        self._counters = counters
 
     def step(self, works: list[CommandWork]) -> None:
         """Step every run that may step; refuse the others, each with its own reason.
@@ -37,16 +39,20 @@ class Optimizing:
                 self._replies.failed(work.origin, error.code, str(error))
             else:
                 due.append((work, held, header))
+        if not due:
+            return
         try:
             results = step(self._runs.store, [(held.run, header) for _, held, header in due])
         except Exception as error:  # the boundary to the device
             log.warning("%d optimizer steps failed together: %s", len(due), error, exc_info=True)
+            self._counters.failures["optimizer"] += 1
             if len(due) == 1:
                 self._fail(*due[0][:2], error)
             else:
                 for work, _, _ in due:
                     self.step([work])
             return
+        self._counters.steps["optimizer"] += 1
         for (work, held, _), result in zip(due, results, strict=True):
             if result.error is not None:
                 if not held.run.has_gradient:

@@ -38,6 +38,11 @@ class RunTable:
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._runs
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many runs and samplers there are."""
+        return {"runs": len(self._runs), "samplers": len(self._samplers)}
+
     def run(self, run_id: str) -> HeldRun:
         """The run of this id; raises NotFound."""
         held = self._runs.get(run_id)
