@@ -38,7 +38,10 @@ LIMITS: dict[str, Limit] = {
     ),
     "target_cells": Limit(200_000, "count", "too_large", "tokens to score in place of a prompt's"),
     "answer_bytes": Limit(
-        128 << 20, "bytes", "too_large", "top-k tokens and alternatives of one answer at its longest"
+        128 << 20,
+        "bytes",
+        "too_large",
+        "top-k tokens and alternatives of one answer at its longest",
     ),
     # A client.
     "unanswered_bytes": Limit(1 << 30, "bytes", "busy", "a client's calls without an answer"),

@@ -62,6 +62,7 @@ from .events import (
     ClientGone,
     ClientMessage,
     Event,
+    KeysChanged,
     MalformedMessage,
     NoWorker,
     Persisted,
@@ -77,7 +78,8 @@ from .events import (
 )
 from .explaining import MAX_DETAIL, explain
 from .filing import Filing
-from .greeting import Greeting
+from .greeting import Greeting, check_operator
+from .key_book import OPERATOR, KeyBook
 from .leases import Phase, Worker
 from .outcomes import Outcomes
 from .queries import Queries
@@ -99,7 +101,7 @@ class BrokerCore:
         *,
         server: str = "weft",
         secret: str = "",
-        tenant_of: Callable[[str], str | None] = lambda api_key: "local",
+        keys: KeyBook | None = None,
         wall_offset: float = 0.0,
     ) -> None:
         """
@@ -107,14 +109,14 @@ class BrokerCore:
             config: limits and times.
             server: name and version, for clients.
             secret: what workers must show; "" admits any.
-            tenant_of: the tenant of an API key, None for a wrong key.
+            keys: whose an API key is; None: whoever comes is the tenant `local`.
             wall_offset: to be added to the `now` of events for seconds since the epoch.
         """
         self._config = config
         self._secret = secret
         self._books = Books(config)
         self._books.wall_offset = wall_offset
-        self._greeting = Greeting(self._books, tenant_of, server)
+        self._greeting = Greeting(self._books, keys or KeyBook(), server)
         self._answers = Answers(self._books)
         self._outcomes = Outcomes(self._books, self._answers)
         self._dispatcher = Dispatcher(self._books, self._answers, self._outcomes)
@@ -135,6 +137,7 @@ class BrokerCore:
             NoWorker: self._no_worker,
             CatalogLoaded: self._catalog_loaded,
             StoreDone: self._filing.done,
+            KeysChanged: lambda event: self._greeting.keys_changed(event.keys),
             StopRequested: lambda event: self._stopping.request(),
         }
         accepting = self._accepting
@@ -217,6 +220,8 @@ class BrokerCore:
             self._tell(message.peer, 0, "malformed", detail)
             return
         try:
+            if session.tenant == OPERATOR:
+                check_operator(header)
             handler(session, message, header)
         except WeftError as error:
             self._books.refuse(session, _request_id(header), error.code, str(error))
@@ -357,6 +362,7 @@ class BrokerCore:
             books.wall_offset = event.wall_offset
         self._answers.expire()
         self._filing.tick()
+        self._greeting.tick()
         for session in list(books.sessions.by_id.values()):
             if books.now - session.last_heard > config.session_ttl_s:
                 detail = f"the session was silent for {config.session_ttl_s:g} s"

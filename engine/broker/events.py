@@ -11,6 +11,7 @@ from ...client.messages import Header
 from ..files.checkpoint import Checkpoint
 from ..files.jobs import Job, JobResult
 from .journal import Record
+from .key_book import KeyBook
 
 
 class Frame(Protocol):
@@ -115,6 +116,12 @@ class StoreDone(NamedTuple):
     result: JobResult
 
 
+class KeysChanged(NamedTuple):
+    """Other API keys count from now on."""
+
+    keys: KeyBook
+
+
 class StopRequested(NamedTuple):
     """Finish what was dispatched, refuse the rest, then end."""
 
@@ -132,6 +139,7 @@ Event = (
     | Persisted
     | CatalogLoaded
     | StoreDone
+    | KeysChanged
     | StopRequested
 )
 

@@ -1,38 +1,49 @@
-"""Who may come in: what a client's hello is answered with, and which session it gets."""
-
-from collections.abc import Callable
+"""Who may come in and stay: what a hello is answered with, and when a key ends."""
 
 from ...client.errors import BadRequest, Busy, Conflict, WeftError
 from ...client.limits import limit
-from ...client.messages import SPOKEN_VERSIONS, Hello, Welcome
+from ...client.messages import (
+    SPOKEN_VERSIONS,
+    Ack,
+    Explain,
+    Goodbye,
+    Header,
+    Heartbeat,
+    Hello,
+    Query,
+    Resume,
+    Welcome,
+)
 from .books import Books
 from .events import ToClient
+from .key_book import Admission, KeyBook
 from .sessions import Session
 
 MAX_ITEMS = limit("metadata_items")
 MAX_LENGTH = limit("metadata_length")
 
+_OPERATOR_ASKS = ("capabilities", "status", "metrics")
+
 
 class Greeting:
-    """Answers hellos: a session is opened, found again, or refused."""
+    """Answers hellos: a session is opened, found again, or refused. Ends peers with their key."""
 
-    def __init__(
-        self, books: Books, tenant_of: Callable[[str], str | None], server: str = "weft"
-    ) -> None:
+    def __init__(self, books: Books, keys: KeyBook, server: str) -> None:
         self._books = books
-        self._tenant_of = tenant_of
+        self._keys = keys
         self._server = server
 
     def hello(self, peer: bytes, header: Hello) -> None:
         """A client says who it is."""
-        try:
-            session = self._session_of(header)
-        except WeftError as error:
-            failure = self._books.failure(0, error.code, str(error))
-            self._books.actions.append(ToClient(peer, failure))
-            return
         books = self._books
+        try:
+            admission = self._admit(header)
+            session = self._session_of(header, admission.tenant)
+        except WeftError as error:
+            self._refuse(peer, error.code, str(error))
+            return
         books.sessions.connect(session, peer)
+        session.admission = admission
         session.last_heard = session.last_sent = books.now
         welcome = Welcome(
             version=max(_common_versions(header)),
@@ -44,15 +55,33 @@ class Greeting:
         )
         books.actions.append(ToClient(peer, welcome))
 
-    def _session_of(self, header: Hello) -> Session:
-        """The session that a hello asks for; raises what the hello deserves otherwise."""
+    def keys_changed(self, keys: KeyBook) -> None:
+        """Let in by these keys from now on, and nobody stay whom they would not let in."""
+        self._keys = keys
+        self.tick()
+
+    def tick(self) -> None:
+        """End the peers whose key has ended. Their sessions live on, for other keys of theirs."""
+        books, now = self._books, self._wall_clock()
+        for peer, session in list(books.sessions.by_peer.items()):
+            if not self._keys.still_admits(session.admission, now):
+                self._refuse(peer, "unauthorized", "the API key was revoked or replaced")
+                books.sessions.disconnect(peer)
+
+    def _admit(self, header: Hello) -> Admission:
+        """Whose key it is; raises what the hello deserves otherwise."""
         if not _common_versions(header):
             spoken = ", ".join(map(str, SPOKEN_VERSIONS))
             detail = f"the server speaks protocol {spoken}, the client {header.versions[:8]}"
             raise BadRequest(detail, "unsupported_version")
-        tenant = self._tenant_of(header.api_key)
-        if tenant is None:
-            raise BadRequest("the API key is missing or wrong", "unauthorized")
+        admission = self._keys.admit(header.api_key, self._wall_clock())
+        if admission is None:
+            detail = "wrong, or was revoked" if header.api_key else "missing; pass api_key"
+            raise BadRequest(f"the API key is {detail}", "unauthorized")
+        return admission
+
+    def _session_of(self, header: Hello, tenant: str) -> Session:
+        """The session that a hello asks for; raises what the hello deserves otherwise."""
         if not _is_session_id(header.session_id):
             raise BadRequest("a session id is 32 hex digits")
         session = self._books.sessions.by_id.get(header.session_id)
@@ -76,6 +105,23 @@ class Greeting:
         fields = {"session_id": session.session_id, "client": header.client}
         books.note("session_opened", tenant, fields)
         return session
+
+    def _refuse(self, peer: bytes, code: str, detail: str) -> None:
+        self._books.actions.append(ToClient(peer, self._books.failure(0, code, detail)))
+
+    def _wall_clock(self) -> float:
+        return self._books.now + self._books.wall_offset
+
+
+def check_operator(header: Header) -> None:
+    """Raise BadRequest when the operator asks for what only a tenant may.
+
+    It serves whoever runs the server, and owns nothing: no run, no sampler, no file.
+    """
+    if isinstance(header, Ack | Explain | Goodbye | Heartbeat | Resume):
+        return
+    if not isinstance(header, Query) or header.what not in _OPERATOR_ASKS:
+        raise BadRequest(f"the operator's key is for queries of {', '.join(_OPERATOR_ASKS)} alone")
 
 
 def _common_versions(header: Hello) -> list[int]:

@@ -4,6 +4,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from .key_book import Admission
 from .work import Work
 
 MAX_EXPIRED = 4096  # requests remembered as expired, per session
@@ -13,6 +14,7 @@ class Session:
     """One client's lease. It outlives its connections."""
 
     __slots__ = (
+        "admission",
         "display_name",
         "expired",
         "is_ended",
@@ -48,6 +50,7 @@ class Session:
         self.tags: tuple[str, ...] = ()
         self.lane = f"{tenant}/{session_id}"
         self.peer: bytes | None = None  # where it is connected
+        self.admission = Admission(tenant)  # of the peer that is, or was, connected
         self.last_heard = now
         self.last_sent = now
         self.requests: dict[int, Work] = {}  # not yet forgotten, by request id

@@ -41,6 +41,7 @@ from .events import (
     ClientGone,
     ClientMessage,
     Event,
+    KeysChanged,
     MalformedMessage,
     NoWorker,
     Persist,
@@ -58,6 +59,9 @@ from .events import (
     WorkerUnreachable,
 )
 from .journal import Journal, NullJournal
+from .key_book import Insiders, KeyBook
+from .key_store import KeyStore
+from .key_watch import KeyWatch
 from .reading import RawFrame, read_client, read_worker, receive, send
 
 log = logging.getLogger(__name__)
@@ -83,6 +87,9 @@ class Broker:
         server: str = "weft",
         journal: Journal | None = None,
         files: CheckpointFiles | None = None,
+        keys: KeyStore | None = None,
+        operator_key: str = "",
+        inside_secret: bytes = b"",
         insecure: bool = False,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
         on_ready: Callable[[], None] | None = None,
@@ -100,6 +107,9 @@ class Broker:
             server: name and version, for clients.
             journal: what makes outcomes durable; nothing by default.
             files: where checkpoints are kept; None keeps none.
+            keys: where API keys are kept; None: whoever comes is the tenant `local`.
+            operator_key: whoever shows it may ask how the server does, and nothing else.
+            inside_secret: makes keys of `inside_key`; b"" makes none.
             insecure: allow a TCP address that other machines reach, without encryption.
             context: to share for inproc://; otherwise one of its own.
             on_ready: called in the broker's thread whenever a worker can take work.
@@ -108,16 +118,20 @@ class Broker:
             on_finished: called in the broker's thread at its end.
 
         Raises:
-            BadRequest: an address that is taken, cannot be bound, or needs `insecure`.
+            BadRequest: an address that is taken, cannot be bound, or needs `insecure`; a file of
+                keys that is damaged.
         """
         for address in [*listen, worker_address]:
             check_address(address, insecure)
         self.config = config or BrokerConfig()
         self._journal: Journal = journal or NullJournal()
+        self._insiders = Insiders(operator_key, inside_secret)
+        self._key_watch = None if keys is None else KeyWatch(keys)
         self._core = BrokerCore(
             self.config,
             server=server,
             secret=secret,
+            keys=self._key_book(),
             wall_offset=_wall_offset(),
         )
         self._owns_context = context is None
@@ -153,6 +167,14 @@ class Broker:
     def stop(self) -> None:
         """Ask to finish: queued work is refused, dispatched work is awaited. Safe from any thread."""
         self._post(StopRequested())
+
+    def inside_key(self, tenant: str) -> str:
+        """A key of a tenant, by its id, for clients in the process of this broker.
+
+        Raises:
+            BadRequest: no tenant can have this id.
+        """
+        return self._insiders.key(tenant)
 
     def worker_gone(self, worker_id: str, detail: str) -> None:
         """Say that a worker's process has ended. Safe from any thread."""
@@ -247,6 +269,9 @@ class Broker:
                 self._receive(self._front, read_client)
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_S
+                if self._key_watch is not None and self._key_watch.glance():
+                    log.info("the API keys have changed")
+                    self._handle(KeysChanged(self._key_book()))
                 self._handle(Tick(_wall_offset()))
             self._carry_out()
 
@@ -274,6 +299,10 @@ class Broker:
             self._on_ready()
         elif isinstance(header, WorkerProgress) and self._on_progress is not None:
             self._on_progress(header.phase, header.fraction)
+
+    def _key_book(self) -> KeyBook:
+        watch = self._key_watch
+        return KeyBook(None if watch is None else watch.secrets, self._insiders)
 
     def _carry_out(self) -> None:
         """Take the actions of a whole burst together, and those that the journal then allows.
@@ -328,6 +357,8 @@ class Broker:
     def _close(self) -> None:
         self._front.close()
         self._back.close()
+        if self._key_watch is not None:
+            self._key_watch.close()
         with self._wake_lock:
             if self._wake_write >= 0:
                 os.close(self._wake_write)

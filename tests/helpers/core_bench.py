@@ -1,5 +1,6 @@
 """Drives a `BrokerCore` by hand: a clock, a journal that is never behind, and short messages."""
 
+from collections.abc import Callable
 from typing import Any
 
 from weft.client import wire
@@ -32,6 +33,7 @@ from weft.engine.broker.events import (
     ToWorker,
     WorkerMessage,
 )
+from weft.engine.broker.key_book import KeyBook, Secret, digest_of
 from weft.engine.files.checkpoint import Checkpoint
 
 SESSION = "a" * 32
@@ -44,13 +46,31 @@ WORKER = b"worker"
 CARD = ModelCard(name="tiny", aliases=["org/tiny"], vocab_size=100, max_context=64, max_rank=16)
 
 
+KEYS = ("", "a", "b", "c", "k", "spy", "right", "wrong")  # that a bench may know
+
+
+def key_book(tenant_of: Callable[[str], str | None]) -> KeyBook:
+    """Those of `KEYS` that have a tenant."""
+    tenants = {key: tenant_of(key) for key in KEYS}
+    found = [Secret(digest_of(key), f"id-{key}", name) for key, name in tenants.items() if name]
+    return KeyBook(found)
+
+
 class CoreBench:
     """A core, its time, and what it was last told to dispatch."""
 
-    def __init__(self, *, persists: bool = True, **settings: Any) -> None:
-        names = ("secret", "tenant_of", "wall_offset")
-        keys = {name: settings.pop(name) for name in names if name in settings}
-        self.core = BrokerCore(BrokerConfig(**settings), server="weft test", **keys)
+    def __init__(
+        self,
+        *,
+        persists: bool = True,
+        tenant_of: Callable[[str], str | None] | None = None,
+        **settings: Any,
+    ) -> None:
+        names = ("secret", "keys", "wall_offset")
+        others = {name: settings.pop(name) for name in names if name in settings}
+        if tenant_of is not None:
+            others["keys"] = key_book(tenant_of)
+        self.core = BrokerCore(BrokerConfig(**settings), server="weft test", **others)
         self.now = 1000.0
         self.persists = persists  # Persist is answered at once, and not shown
         self.dispatches: list[tuple[Dispatch, Header]] = []
