@@ -28,7 +28,7 @@ ENGINE_ORDER = (
     "demo",
     "verify",
 )
-LEAVES = {"faults", "histogram", "logs", "trace"}
+LEAVES = {"faults", "histogram", "logs", "restarts", "trace"}
 HEAVY = {"torch", "triton", "transformers", "safetensors"}
 TORCH_FREE = (
     "broker.shell",

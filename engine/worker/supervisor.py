@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ...client.errors import EngineFailed, WeftError, from_code
+from ..restarts import GiveUp, Restarts
 from .launch import STOP_S, WorkerProcess
 from .process import Assignment
-from .restarts import GiveUp, Restarts
 
 log = logging.getLogger(__name__)
 

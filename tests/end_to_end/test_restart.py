@@ -11,8 +11,8 @@ from tenants import make_data, train
 
 from weft.client import EngineFailed, ModelInput, SamplingParams, ServiceClient, WeftError
 from weft.engine import Engine
+from weft.engine.restarts import Restarts
 from weft.engine.worker import supervisor
-from weft.engine.worker.restarts import Restarts
 
 WAIT_S = 60.0
 PROMPT = ModelInput.from_ints([1, 2, 3])

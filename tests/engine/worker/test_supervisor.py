@@ -11,10 +11,10 @@ import pytest
 from processes import wait_until_gone
 
 from weft.client.errors import EngineFailed, WeftError
+from weft.engine.restarts import Restarts
 from weft.engine.worker import supervisor as supervising
 from weft.engine.worker.config import WorkerConfig
 from weft.engine.worker.process import Assignment
-from weft.engine.worker.restarts import Restarts
 from weft.engine.worker.supervisor import Supervisor
 
 HANG_GUARD_S = 60.0

@@ -1,6 +1,6 @@
 """Deaths in, decisions out."""
 
-from weft.engine.worker.restarts import GiveUp, Restart, Restarts
+from weft.engine.restarts import GiveUp, Restart, Restarts
 
 
 def test_every_death_within_the_window_costs_a_longer_pause() -> None:
