@@ -61,6 +61,7 @@ class Answers:
     def give_back(self, work: Work, detail: str) -> None:
         """Answer `busy` and forget the request: it may be sent again."""
         work.state = State.FORGOTTEN
+        self._books.metrics.outcome(work.header.kind, "busy")
         for session, request_id in [(work.session, work.request_id), *work.also]:
             session.requests.pop(request_id, None)
             self._books.refuse(session, request_id, "busy", detail)
@@ -146,6 +147,10 @@ class Answers:
     def _finish(self, work: Work) -> None:
         work.state = State.FINISHED
         session = work.session
+        metrics = self._books.metrics
+        metrics.outcome(work.header.kind, work.code)
+        if work.arrived:  # otherwise it was never whole, or was answered at once
+            metrics.took(work.header.kind, self._books.now - work.arrived)
         self.deliver(session, work.request_id, work)
         for other, request_id in work.also:
             self.deliver(other, request_id, work)

@@ -9,6 +9,7 @@ from .catalog import Catalog
 from .config import BrokerConfig
 from .events import Action, ToClient
 from .leases import Phase, Run, Sampler, Workers
+from .metrics import Metrics
 from .sessions import Session, Sessions
 
 
@@ -29,6 +30,8 @@ class Books:
         self.total_bytes = 0  # payload that waits, of all sessions
         self.is_stopping = False
         self.num_jobs = 0  # that the store has not done
+        self.metrics = Metrics()
+        self.started = 0.0  # seconds since the epoch
         self.stop_by = 0.0  # when nothing is waited for any more, while it stops
 
     def end_run(self, run: Run, phase: Phase, code: str, detail: str) -> None:

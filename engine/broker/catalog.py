@@ -55,6 +55,9 @@ class Catalog:
         """How many a tenant has."""
         return len(self._by_tenant.get(tenant, ()))
 
+    def __len__(self) -> int:
+        return len(self._by_path)
+
     def __contains__(self, path: str) -> bool:
         return path in self._by_path
 

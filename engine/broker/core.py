@@ -14,6 +14,7 @@ from hmac import compare_digest
 from typing import Any
 
 from ...client.errors import BadRequest, Busy, WeftError
+from ...client.file_messages import ReadPart, WritePart
 from ...client.limits import limit
 from ...client.messages import (
     SPOKEN_VERSIONS,
@@ -47,6 +48,7 @@ from ...client.worker_messages import (
     Failed,
     Stop,
     Underway,
+    WorkerCounters,
     WorkerHello,
     WorkerProgress,
     WorkerReady,
@@ -103,6 +105,7 @@ class BrokerCore:
         secret: str = "",
         keys: KeyBook | None = None,
         wall_offset: float = 0.0,
+        started: float = 0.0,
     ) -> None:
         """
         Args:
@@ -111,11 +114,13 @@ class BrokerCore:
             secret: what workers must show; "" admits any.
             keys: whose an API key is; None: whoever comes is the tenant `local`.
             wall_offset: to be added to the `now` of events for seconds since the epoch.
+            started: seconds since the epoch at its start.
         """
         self._config = config
         self._secret = secret
         self._books = Books(config)
         self._books.wall_offset = wall_offset
+        self._books.started = started
         self._greeting = Greeting(self._books, keys or KeyBook(), server)
         self._answers = Answers(self._books)
         self._outcomes = Outcomes(self._books, self._answers)
@@ -224,7 +229,16 @@ class BrokerCore:
                 check_operator(header)
             handler(session, message, header)
         except WeftError as error:
+            self._books.metrics.outcome(header.kind, error.code)
             self._books.refuse(session, _request_id(header), error.code, str(error))
+        else:
+            if self._is_answered_at_once(session, header):
+                self._books.metrics.outcome(header.kind, "")
+
+    def _is_answered_at_once(self, session: Session, header: Header) -> bool:
+        """Whether a request that was not refused is not remembered, and the store has none of it."""
+        is_remembered = not isinstance(header, Request) or header.request_id in session.requests
+        return not is_remembered and not isinstance(header, ReadPart | WritePart)
 
     def _ack(self, session: Session, message: ClientMessage, header: Ack) -> None:
         self._answers.acknowledge(session, header.request_ids)
@@ -283,6 +297,7 @@ class BrokerCore:
         self._books.note("session_ended", session.tenant, fields)
 
     def _tell(self, peer: bytes, request_id: int, code: str, detail: str) -> None:
+        self._books.metrics.refuse(code)
         failure = self._books.failure(request_id, code, detail)
         self._books.actions.append(ToClient(peer, failure))
 
@@ -305,6 +320,8 @@ class BrokerCore:
             self._dispatcher.failed(worker, header)
         elif isinstance(header, Underway):
             self._dispatcher.underway(worker, header)
+        elif isinstance(header, WorkerCounters):
+            worker.counters = header
         elif isinstance(header, WorkerProgress):
             worker.phase, worker.fraction = header.phase, header.fraction
             fields = {"phase": header.phase, "fraction": header.fraction}

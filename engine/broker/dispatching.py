@@ -135,6 +135,7 @@ class Dispatcher:
     def lose(self, worker: Worker, detail: str) -> None:
         """A worker is gone: its runs are lost, what only needs a base model goes elsewhere."""
         self._books.workers.remove(worker)
+        self._books.metrics.retire(worker.counters)
         queued = [work for window in (worker.train, worker.sample) for work in window.lanes]
         works = [*worker.dispatched.values(), *queued]
         worker.dispatched.clear()
@@ -142,6 +143,7 @@ class Dispatcher:
         lost = [run for run in worker.runs.values() if run.phase is Phase.OPEN]
         for run in list(worker.runs.values()):
             run.worker = None
+        self._books.metrics.runs_lost += len(lost)
         for run in lost:
             self._books.end_run(run, Phase.LOST, "run_lost", reason)
         for sampler in worker.samplers.values():
@@ -316,11 +318,13 @@ class Dispatcher:
         work.epoch = work.run.epoch if work.run is not None else 0
         worker.dispatched[work.dispatch_id] = work
         worker.last_sent = self._books.now
+        queued_s = self._books.now - work.arrived
+        self._books.metrics.waited(work.header.kind, queued_s)
         header = Dispatch(
             dispatch_id=work.dispatch_id,
             lease_epoch=work.epoch,
             lane=work.lane,
-            queued_s=self._books.now - work.arrived,
+            queued_s=queued_s,
         )
         for frames in work.parts:
             self._books.actions.append(ToWorker(worker.peer, header, frames))

@@ -103,10 +103,12 @@ class Greeting:
         session = books.sessions.open(header.session_id, tenant, books.now, header.user_metadata)
         session.display_name, session.tags = header.display_name, tuple(header.tags)
         fields = {"session_id": session.session_id, "client": header.client}
+        books.metrics.sessions_opened += 1
         books.note("session_opened", tenant, fields)
         return session
 
     def _refuse(self, peer: bytes, code: str, detail: str) -> None:
+        self._books.metrics.refuse(code)
         self._books.actions.append(ToClient(peer, self._books.failure(0, code, detail)))
 
     def _wall_clock(self) -> float:

@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 from ...client.messages import CreateRun, CreateSampler, ModelCard
-from ...client.worker_messages import SiteSpan
+from ...client.worker_messages import SiteSpan, WorkerCounters
 from .events import Frames
 from .lanes import Lanes
 from .run_log import RunLog
@@ -131,6 +131,7 @@ class Worker:
     """One worker and all that it holds."""
 
     __slots__ = (
+        "counters",
         "dispatched",
         "fraction",
         "last_heard",
@@ -160,6 +161,7 @@ class Worker:
         self.dispatched: dict[int, Work] = {}
         self.runs: dict[str, Run] = {}
         self.samplers: dict[str, Sampler] = {}
+        self.counters: WorkerCounters | None = None  # as it last told
         self.last_heard = now
         self.last_sent = now
 

@@ -13,6 +13,7 @@ from ..files.checkpoint import Checkpoint
 from .books import Books
 from .checks import find_run
 from .leases import Phase, Run, Worker
+from .measuring import measure
 from .sessions import Session
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Queries:
             "checkpoints": self._checkpoints,
             "sampler": self._sampler,
             "status": self._status,
+            "metrics": lambda session, query: measure(books, self.state()),
         }
 
     def answer(self, session: Session, query: Query) -> dict[str, Any]:

@@ -133,6 +133,7 @@ class Broker:
             secret=secret,
             keys=self._key_book(),
             wall_offset=_wall_offset(),
+            started=time.time(),
         )
         self._owns_context = context is None
         self._context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()

@@ -68,7 +68,7 @@ class Storing:
         if sum(work.state is State.STORING for work in session.requests.values()) >= most:
             raise Busy(f"{most} requests of the session wait for the store")
         work = Work(session, header, session.lane)
-        work.missing, work.state = 0, State.STORING
+        work.missing, work.state, work.arrived = 0, State.STORING, self._books.now
         session.requests[header.request_id] = work
         return work
 

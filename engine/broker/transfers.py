@@ -119,6 +119,7 @@ class Transfers:
 
         def read(result: JobResult) -> None:
             self._landed(transfer)
+            self._books.metrics.outcome(header.kind, result.code)
             if result.code:
                 self._books.refuse(session, header.request_id, result.code, result.detail)
             elif session.peer is not None:
@@ -178,6 +179,7 @@ class Transfers:
 
         def written(result: JobResult) -> None:
             self._landed(transfer)
+            self._books.metrics.outcome(header.kind, result.code)
             if result.code:
                 self._books.refuse(session, header.request_id, result.code, result.detail)
             else:
