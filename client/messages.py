@@ -327,6 +327,12 @@ class Query(Request):
     sampler       subject a sampler id: {"sampler_id", "base_model", "model_path", "run_id",
                   "state"}
     status        whatever a person wants to know
+    metrics       counters and levels of all tenants together, as in docs/operations.md:
+                  {"state", "started", "bounds": {"seconds", "tenants"}: upper ends of the buckets,
+                  "requests": {kind: {code: n}}, "refused": {code: n}, "latency_s" and "queue_s":
+                  {kind: {"counts", "sum"}}, "sessions_opened", "runs_lost", "workers_lost",
+                  "work": {"steps", "failures", "busy_s", "tokens", "tenants"} of all workers since
+                  the broker's start, "memory": {"used", "total"}, "levels": {name: n}}
 
     The answer to a list is a page from `offset` on, of at most `limit` entries and as many as fit.
     It holds "total", the length of the list, and "next", the offset of the page after it, -1 after

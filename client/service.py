@@ -104,6 +104,14 @@ class ServiceClient:
         """What the server holds and does: models, workers, sessions, queues, usage."""
         return self._session.query("status")
 
+    def get_metrics(self) -> APIFuture[dict[str, Any]]:
+        """What the server has counted since its start, of all tenants together.
+
+        Requests and their times, tokens, steps, memory: the figures behind the gateway's
+        `/metrics`, named as in `Query`. Counters only grow; differences of two answers are rates.
+        """
+        return self._session.query("metrics")
+
     def create_lora_training_client(
         self,
         base_model: str,
