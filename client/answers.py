@@ -10,7 +10,7 @@ from .arrays import NumpyArray, unpack_arrays
 from .batch import Part
 from .errors import EngineFailed
 from .tensor_data import TensorData
-from .types import ForwardBackwardOutput, SampledSequence, SampleResponse
+from .types import ForwardBackwardOutput
 
 Metrics = dict[str, float]
 
@@ -96,36 +96,3 @@ def merge_metrics(parts: Sequence[tuple[Metrics, int]]) -> Metrics:
                 merged[key] = values[0]
                 merged |= {f"{key}_{index}": value for index, value in enumerate(values) if index}
     return merged
-
-
-def read_samples(parts: Sequence[AnswerPart], request_id: int) -> SampleResponse:
-    """The continuations of one prompt.
-
-    Raises:
-        EngineFailed: the arrays of the answer contradict each other.
-    """
-    reasons = read_result(parts)["stop_reasons"]
-    columns: dict[str, list[NumpyArray]] = {}
-    for part in parts:
-        for name, array in unpack_arrays(part.reply.arrays, part.frames).items():
-            columns.setdefault(name, []).append(array)
-    arrays = {name: np.concatenate(found) for name, found in columns.items()}
-    tokens, lengths, logprobs = (arrays[name] for name in ("tokens", "lengths", "logprobs"))
-    if not len(reasons) == len(lengths) or not len(tokens) == len(logprobs) == lengths.sum():
-        raise EngineFailed(
-            f"{len(reasons)} stop reasons, {len(lengths)} lengths, {len(tokens)} tokens and "
-            f"{len(logprobs)} logprobs in an answer"
-        )
-    ends = np.cumsum(lengths).tolist()
-    sequences = [
-        SampledSequence(
-            stop_reason=reason,
-            tokens=tokens[start:end],
-            logprobs=logprobs[start:end],
-            sequence_id=f"{request_id}:{index}",
-        )
-        for index, (reason, start, end) in enumerate(
-            zip(reasons, [0, *ends[:-1]], ends, strict=False)
-        )
-    ]
-    return SampleResponse(sequences=sequences, prompt_logprobs=arrays.get("prompt_logprobs"))

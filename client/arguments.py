@@ -34,6 +34,16 @@ def require_type(name: str, value: object, kind: type | tuple[type, ...], what: 
         raise BadRequest(f"{name} is {shown(value)}, not {what}")
 
 
+def require_int(name: str, value: object, low: int, high: int) -> None:
+    """Refuse an argument that is no integer from `low` to `high`; a bool is none.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadRequest(f"{name} is {shown(value)}, not an integer from {low} to {high}")
+
+
 def shown(value: object) -> str:
     """A value as a message shows it, cut where it is long."""
     text = repr(value)

@@ -18,12 +18,14 @@ from .errors import BadRequest
 from .limits import limit
 from .losses import fill_config, find_loss
 from .messages import Array, ModelCard
+from .prompt_targets import PromptTargets
 from .soft_targets import Layout
 from .tensor_data import NumpyArray
 from .types import Datum
 
 _PART_BYTES = limit("part_bytes")
 _MAX_PARTS = limit("parts")
+_NO_DATUM = np.empty(0, np.int32)  # lengths of none
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,8 @@ def build_parts(
     return cut_parts(build_columns(data, loss, card, fill_config(loss, config)))
 
 
-def pack_tokens(
-    tokens: NumpyArray, card: ModelCard, room: int
+def pack_prompt(
+    tokens: NumpyArray, card: ModelCard, room: int, targets: PromptTargets | None = None
 ) -> tuple[list[Array], list[memoryview]]:
     """Validate and lay out a prompt.
 
@@ -70,6 +72,7 @@ def pack_tokens(
         tokens: the prompt, at least one token.
         card: the model that will read it.
         room: tokens that are to be drawn after it.
+        targets: tokens that are to be scored in place of its own.
 
     Raises:
         BadRequest: as above.
@@ -85,9 +88,18 @@ def pack_tokens(
     column = join_tokens(
         "prompt token", [tokens], card.vocab_size, lambda index: f"position {index}"
     )
-    if column.nbytes > _PART_BYTES:
-        raise BadRequest(f"prompt of {column.nbytes} bytes, at most {_PART_BYTES}", "too_large")
-    return pack_arrays({"tokens": column})
+    named: dict[str, NumpyArray] = {"tokens": column}
+    encodings: dict[str, str] = {}
+    if targets is not None:
+        named |= {"target_counts": targets.counts, "target_tokens": targets.tokens}
+        for name in ("target_counts", "target_tokens"):
+            encodings[name], _ = choose_encoding(named[name], _NO_DATUM, None)
+    arrays, frames = pack_arrays(named, encodings)
+    num_bytes = sum(frame.nbytes for frame in frames)
+    if num_bytes > _PART_BYTES:
+        what = "prompt" if targets is None else "prompt and target_prompt_logprobs"
+        raise BadRequest(f"{what} of {num_bytes} bytes, at most {_PART_BYTES}", "too_large")
+    return arrays, frames
 
 
 def cut_parts(columns: Columns) -> list[Part]:

@@ -77,6 +77,10 @@ LIMITS: dict[str, Limit] = {
     "total_runs": Limit(1024, "count", "busy", "open runs of all sessions"),
     "expired_runs": Limit(64, "count", "run_lost", "runs on workers whose session has ended"),
     "samplers": Limit(1024, "count", "busy", "open samplers of one session"),
+    "past_sessions": Limit(256, "count", "not_found", "ended sessions of one tenant still told of"),
+    "past_samplers": Limit(
+        1024, "count", "not_found", "closed samplers of one tenant still told of"
+    ),
     "watchers": Limit(64, "count", "busy", "clients that watch events"),
     "void_ranges": Limit(1024, "count", "busy", "ranges of one run that are voided ahead of time"),
     "keys": Limit(4096, "count", "too_large", "active API keys of one server"),

@@ -263,7 +263,11 @@ class CreateSampler(Request):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample(Request):
-    """Draws continuations of one prompt. Arrays: tokens."""
+    """Draws continuations of one prompt. Arrays: tokens.
+
+    To score other tokens in place of the prompt's, `target_counts` (int32, one for each token after
+    the first) says how many at each position, and `target_tokens` (int32) which, end to end.
+    """
 
     kind: ClassVar[str] = "sample"
     sampler_id: str
@@ -279,6 +283,10 @@ class Sample(Request):
     stop_strings: list[str]
     default_stop: bool
     prompt_logprobs: bool
+    topk_prompt_logprobs: int = 0  # likeliest tokens in place of each prompt token after the first
+    topk_sample_logprobs: int = 0  # likeliest tokens in place of each token that is drawn
+    prompt_alt_tokens_k: int = 0  # draws in place of each prompt token after the first
+    prompt_logprobs_last_n: int = 0  # prompt_logprobs and the likeliest of the last n alone; 0: all
     arrays: list[Array]
 
 
@@ -379,7 +387,11 @@ class Reply(Header):
     optim_step        {"metrics": {"unclipped_grad_l2:mean": ..., ...}}
     save_state, save_for_sampler  {"path", "size_bytes"} as far as they apply
     sample            {"stop_reasons": [...]}, arrays tokens, lengths, logprobs and, when asked
-                      for, prompt_logprobs [prompt], NaN first
+                      for, prompt_logprobs [prompt], NaN where not scored;
+                      topk_prompt_tokens and topk_prompt_logprobs [prompt - 1 or last n, k];
+                      topk_sample_tokens and topk_sample_logprobs [tokens, k];
+                      target_prompt_logprobs [target_tokens];
+                      prompt_alt_tokens and prompt_alt_logprobs [prompt - 1, k]
     """
 
     kind: ClassVar[str] = "reply"

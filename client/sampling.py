@@ -1,26 +1,22 @@
 """The client of one set of weights to sample from."""
 
-import secrets
 import weakref
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from .actions import AnswerPart
-from .answers import read_result, read_samples
-from .arguments import is_number, require_type, shown
-from .batch import pack_tokens
+from .answers import read_result
 from .errors import BadRequest, Disconnected, NotFound
 from .futures import APIFuture, as_coroutine, awaited
-from .limits import limit
-from .messages import CloseSampler, CreateSampler, ModelCard, Sample
+from .messages import CloseSampler, CreateSampler, ModelCard
 from .paths import parse_path
-from .session import Session, refuse_unserved
+from .sample_answers import read_samples
+from .sample_call import build_sample
+from .session import Session
+from .tensor_data import TensorData
 from .tokenizers import load_tokenizer
 from .types import ModelInput, SampleResponse, SamplingParams
-
-_MAX_SAMPLES = limit("num_samples")
-_MAX_STOPS = limit("stops")
 
 
 class SamplingClient:
@@ -52,69 +48,72 @@ class SamplingClient:
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
-        target_prompt_logprobs: object = None,
+        target_prompt_logprobs: TensorData | None = None,
         prompt_alt_tokens_k: int = 0,
         prompt_logprobs_last_n: int | None = None,
     ) -> APIFuture[SampleResponse]:
-        """Draw continuations of a prompt.
+        """Draw continuations of a prompt, and score its tokens and others in their place.
 
-        Log-probabilities are those of the distribution after temperature and before top_k and
-        top_p; those of temperature 0 are of temperature 1. Sample i of a seed is the same whatever
-        else is drawn.
+        Log-probabilities of drawn tokens are those of the distribution after temperature and before
+        top_k and top_p; those of temperature 0, and all of the prompt, are of temperature 1. Sample
+        i of a seed is the same whatever else is drawn or asked for.
 
         Args:
             prompt: at least one token.
             num_samples: continuations, each from a random stream of its own.
             sampling_params: how to draw.
             include_prompt_logprobs: also score the prompt.
-            topk_prompt_logprobs: not served, as all that follow.
+            topk_prompt_logprobs: also find so many of the likeliest tokens in place of each prompt
+                token after the first; 0 none.
+            topk_sample_logprobs: the same in place of each token that is drawn.
+            target_prompt_logprobs: token ids [prompt - 1, K], dense or CSR, of which row i is
+                scored in place of prompt token i + 1; -1 skips a cell.
+            prompt_alt_tokens_k: also draw so many tokens, with the temperature alone, in place of
+                each prompt token after the first; 0 none.
+            prompt_logprobs_last_n: of prompt_logprobs and topk_prompt_logprobs only those of the
+                last n tokens, with include_prompt_logprobs; None all.
 
         Raises:
             BadRequest: something in the call cannot be; nothing was sent.
         """
-        refuse_unserved(
+        if self._is_closed:
+            raise NotFound(f"sampler {self.sampler_id!r} was closed")
+        call = build_sample(
+            prompt,
+            num_samples,
+            sampling_params,
+            card=self._card,
+            sampler_id=self.sampler_id,
+            request_id=self._session.connection.new_request_id(),
+            include_prompt_logprobs=include_prompt_logprobs,
             topk_prompt_logprobs=topk_prompt_logprobs,
             topk_sample_logprobs=topk_sample_logprobs,
             target_prompt_logprobs=target_prompt_logprobs,
             prompt_alt_tokens_k=prompt_alt_tokens_k,
             prompt_logprobs_last_n=prompt_logprobs_last_n,
         )
-        if self._is_closed:
-            raise NotFound(f"sampler {self.sampler_id!r} was closed")
-        require_type("prompt", prompt, ModelInput, "a ModelInput")
-        _check_params(sampling_params, num_samples)
-        arrays, frames = pack_tokens(
-            prompt.to_numpy(), self._card, room=sampling_params.max_tokens or 1
-        )
-        stop_tokens, stop_strings = _stops(sampling_params.stop, self._card.vocab_size)
-        number = self._session.connection.new_request_id()
-        header = Sample(
-            request_id=number,
-            sampler_id=self.sampler_id,
-            digest=b"",
-            num_tokens=prompt.length,
-            num_samples=num_samples,
-            max_tokens=-1 if sampling_params.max_tokens is None else sampling_params.max_tokens,
-            temperature=float(sampling_params.temperature),
-            top_k=sampling_params.top_k,
-            top_p=float(sampling_params.top_p),
-            seed=secrets.randbits(32) if sampling_params.seed is None else sampling_params.seed,
-            stop_tokens=stop_tokens,
-            stop_strings=stop_strings,
-            default_stop=sampling_params.stop is None,
-            prompt_logprobs=bool(include_prompt_logprobs),
-            arrays=arrays,
-        )
 
         def convert(parts: Sequence[AnswerPart], keep: object = self) -> SampleResponse:
-            return read_samples(parts, number)  # `keep` holds the sampler open until then
+            # `keep` holds the sampler open until then.
+            return read_samples(parts, call)
 
-        return self._session.connection.send([header], [frames], convert)
+        return self._session.connection.send([call.header], [call.frames], convert)
 
-    def compute_logprobs(self, prompt: ModelInput) -> APIFuture[list[float | None]]:
-        """Score a prompt: the log-probability of each token given those before it, None first."""
+    def compute_logprobs(
+        self, prompt: ModelInput, prompt_logprobs_last_n: int | None = None
+    ) -> APIFuture[list[float | None]]:
+        """Score a prompt: the log-probability of each token given those before it, None first.
+
+        Args:
+            prompt: at least one token.
+            prompt_logprobs_last_n: score only the last n tokens, the others are None too.
+        """
         response = self.sample(
-            prompt, 1, SamplingParams(max_tokens=1, seed=0), include_prompt_logprobs=True
+            prompt,
+            1,
+            SamplingParams(max_tokens=1, seed=0),
+            include_prompt_logprobs=True,
+            prompt_logprobs_last_n=prompt_logprobs_last_n,
         )
         return response.map(lambda result: result.prompt_logprobs or [])
 
@@ -196,41 +195,3 @@ def open_sampler(session: Session, *, base_model: str = "", model_path: str = ""
 
 def _restore(session: Session, sampler_id: str, card: ModelCard) -> SamplingClient:
     return SamplingClient(session, sampler_id, card, owns_sampler=False)
-
-
-def _check_params(params: SamplingParams, num_samples: int) -> None:
-    require_type("sampling_params", params, SamplingParams, "SamplingParams")
-    _check_int("num_samples", num_samples, 1, _MAX_SAMPLES)
-    if params.max_tokens is not None:
-        _check_int("max_tokens", params.max_tokens, 1, 2**31)
-    if params.seed is not None:
-        _check_int("seed", params.seed, -(2**63), 2**63 - 1)
-    if params.top_k != -1:
-        _check_int("top_k", params.top_k, 1, 2**31)
-    for name, low, high in (("temperature", 0.0, float("inf")), ("top_p", 0.0, 1.0)):
-        value = getattr(params, name)
-        if not is_number(value) or not low <= value <= high:
-            raise BadRequest(f"{name} is {shown(value)}, not a number from {low:g} to {high:g}")
-    if params.top_p == 0:
-        raise BadRequest("top_p is 0, which keeps no token")
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadRequest(f"{name} is {value!r}, not an integer from {low} to {high}")
-
-
-def _stops(
-    stop: str | Sequence[str] | Sequence[int] | None, vocab_size: int
-) -> tuple[list[int], list[str]]:
-    """Stop tokens and stop strings; a list holds one or the other."""
-    items: list[object] = [stop] if isinstance(stop, str) else list(stop or ())
-    if len(items) > _MAX_STOPS:
-        raise BadRequest(f"{len(items)} stops, at most {_MAX_STOPS}", "too_large")
-    tokens = [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
-    strings = [item for item in items if isinstance(item, str)]
-    if len(items) not in (len(tokens), len(strings)) or "" in strings:
-        raise BadRequest("stop must be a string, strings or token ids, none of them empty")
-    for token in tokens:
-        _check_int("a stop token", token, 0, vocab_size - 1)
-    return tokens, strings

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .errors import BadRequest
+from .sample_results import PromptAltTokens as PromptAltTokens
+from .sample_results import SampledSequence as SampledSequence
+from .sample_results import SampleResponse as SampleResponse
+from .sample_results import StopReason as StopReason
+from .sample_results import TopkLogprobs as TopkLogprobs
 from .tensor_data import NumpyArray, TensorData, from_list, is_kept, is_torch, to_array
 
 if TYPE_CHECKING:
     import torch
 
-StopReason = Literal["length", "stop"]
 LossFnType = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
 ModelID = str
 
@@ -263,71 +267,6 @@ class ForwardBackwardOutput:
 @dataclass(frozen=True, kw_only=True)
 class OptimStepResponse:
     metrics: dict[str, float] | None = None  # "unclipped_grad_l2:mean" is always there
-
-
-class SampledSequence:
-    """One continuation. A stop token that ended it is its last token."""
-
-    __slots__ = ("logprobs_np", "sequence_id", "stop_reason", "tokens_np")
-
-    stop_reason: StopReason
-    tokens_np: NumpyArray
-    logprobs_np: NumpyArray | None
-    sequence_id: str
-
-    def __init__(
-        self,
-        *,
-        stop_reason: StopReason,
-        tokens: "Sequence[int] | NumpyArray",
-        logprobs: "Sequence[float] | NumpyArray | None" = None,
-        sequence_id: str = "",
-    ) -> None:
-        self.stop_reason = stop_reason
-        self.tokens_np = to_array(tokens, "int64")
-        self.logprobs_np = None if logprobs is None else to_array(logprobs, "float32")
-        self.sequence_id = sequence_id
-
-    @property
-    def tokens(self) -> list[int]:
-        values: list[int] = self.tokens_np.tolist()
-        return values
-
-    @property
-    def logprobs(self) -> list[float] | None:
-        """Of each token under the tempered distribution, before top_k and top_p."""
-        if self.logprobs_np is None:
-            return None
-        values: list[float] = self.logprobs_np.tolist()
-        return values
-
-    def __repr__(self) -> str:
-        return f"SampledSequence({len(self.tokens_np)} tokens, {self.stop_reason!r})"
-
-
-class SampleResponse:
-    """All continuations of one prompt."""
-
-    __slots__ = ("prompt_logprobs_np", "sequences")
-
-    sequences: list[SampledSequence]
-    prompt_logprobs_np: NumpyArray | None  # NaN first
-
-    def __init__(
-        self, *, sequences: list[SampledSequence], prompt_logprobs: NumpyArray | None = None
-    ) -> None:
-        self.sequences = sequences
-        self.prompt_logprobs_np = prompt_logprobs
-
-    @property
-    def prompt_logprobs(self) -> list[float | None] | None:
-        """Of each prompt token given those before it; None for the first."""
-        if self.prompt_logprobs_np is None:
-            return None
-        return [None if value != value else value for value in self.prompt_logprobs_np.tolist()]
-
-    def __repr__(self) -> str:
-        return f"SampleResponse({self.sequences!r})"
 
 
 @dataclass(frozen=True, kw_only=True)

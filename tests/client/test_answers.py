@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weft.client.actions import AnswerPart
-from weft.client.answers import merge_metrics, read_forward_backward, read_samples
+from weft.client.answers import merge_metrics, read_forward_backward
 from weft.client.arrays import pack_arrays
 from weft.client.batch import Part
 from weft.client.errors import EngineFailed
@@ -80,33 +80,3 @@ def test_metrics_may_all_come_with_the_first_part() -> None:
 def test_an_output_of_another_shape_is_refused(parts: list[AnswerPart]) -> None:
     with pytest.raises(EngineFailed):
         read_forward_backward(parts, [sent(1, 2)])
-
-
-def test_samples_in_several_parts_are_joined() -> None:
-    first = part(
-        {"stop_reasons": ["stop", "length"]},
-        tokens=ints(1, 2),
-        lengths=ints(2),
-        logprobs=floats(-1, -2),
-    )
-    second = part({}, tokens=ints(3), lengths=ints(1), logprobs=floats(-3))
-    response = read_samples([first, second], 7)
-    assert [(one.tokens, one.stop_reason, one.sequence_id) for one in response.sequences] == [
-        ([1, 2], "stop", "7:0"),
-        ([3], "length", "7:1"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"lengths": ints(3)},
-        {"lengths": ints(1, 1)},
-        {"logprobs": floats(-1)},
-    ],
-    ids=["length", "sequences", "logprobs"],
-)
-def test_samples_that_contradict_themselves_are_refused(changes: dict[str, np.ndarray]) -> None:
-    arrays = {"tokens": ints(1, 2), "lengths": ints(2), "logprobs": floats(-1, -2), **changes}
-    with pytest.raises(EngineFailed, match="stop reasons"):
-        read_samples([part({"stop_reasons": ["stop"]}, **arrays)], 1)

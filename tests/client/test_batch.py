@@ -5,7 +5,7 @@ import pytest
 from fake_broker import CARD
 
 from weft.client.arrays import unpack_arrays
-from weft.client.batch import build_parts, pack_tokens
+from weft.client.batch import build_parts, pack_prompt
 from weft.client.errors import BadRequest
 from weft.client.limits import limit
 from weft.client.messages import ModelCard
@@ -287,7 +287,7 @@ def test_a_datum_that_fits_no_part_is_refused_with_its_size() -> None:
 )
 def test_a_bad_prompt_is_refused(tokens: list[int], room: int, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
-        pack_tokens(ModelInput.from_ints(tokens).to_numpy(), CARD, room)
+        pack_prompt(ModelInput.from_ints(tokens).to_numpy(), CARD, room)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint16"])

@@ -4,6 +4,7 @@ import asyncio
 import gc
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_broker import CARD, DEADLINE_S, FakeBroker, sample, silent
 
@@ -15,6 +16,7 @@ from weft.client import (
     SamplingClient,
     SamplingParams,
     ServiceClient,
+    TensorData,
 )
 from weft.client.messages import Sample
 
@@ -104,21 +106,74 @@ def test_a_bad_parameter_is_refused(
         sampler.sample(PROMPT, 1, SamplingParams(**params))
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"topk_prompt_logprobs": 2},
-        {"topk_sample_logprobs": 1},
-        {"target_prompt_logprobs": [1]},
-        {"prompt_alt_tokens_k": 3},
-        {"prompt_logprobs_last_n": 1},
-    ],
-    ids=lambda option: next(iter(option)),
-)
-def test_options_that_are_not_served_are_refused_by_name(
-    sampler: SamplingClient, option: dict[str, Any]
+def test_what_is_asked_of_the_prompt_travels_and_comes_back(
+    broker: FakeBroker, sampler: SamplingClient
 ) -> None:
-    with pytest.raises(BadRequest, match=f"{next(iter(option))} is not served"):
+    response = sampler.sample(
+        PROMPT,
+        2,
+        SamplingParams(max_tokens=4),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=2,
+        topk_sample_logprobs=1,
+        target_prompt_logprobs=TensorData(np.array([[7, -1], [-1, 8]])),
+        prompt_alt_tokens_k=3,
+        prompt_logprobs_last_n=1,
+    ).result(DEADLINE_S)
+    header = broker.wait_for("sample")[-1]
+    assert isinstance(header, Sample)
+    arrays = broker.arrays[broker.seen.index(header)]
+    assert (header.topk_prompt_logprobs, header.topk_sample_logprobs) == (2, 1)
+    assert (header.prompt_alt_tokens_k, header.prompt_logprobs_last_n) == (3, 1)
+    assert arrays["target_counts"].tolist() == [1, 1]
+    assert arrays["target_tokens"].tolist() == [7, 8]
+    assert response.prompt_logprobs == [None, None, pytest.approx(-0.03)]
+    assert response.topk_prompt_logprobs == [None, None, [(1, -1.0), (2, -2.0)]]
+    assert [one.topk_logprobs for one in response.sequences] == [[[(1, -1.0)]], [[(1, -1.0)]] * 2]
+    assert response.target_prompt_logprobs == TensorData(np.array([[-7.0, 0.0], [0.0, -8.0]]))
+    assert response.prompt_alt_tokens is not None
+    assert response.prompt_alt_tokens.tokens.tolist() == [[1, 2, 3]] * 2
+
+
+def test_the_last_tokens_alone_can_be_scored(sampler: SamplingClient) -> None:
+    scored = sampler.compute_logprobs(PROMPT, prompt_logprobs_last_n=1).result(DEADLINE_S)
+    assert scored == [None, None, pytest.approx(-0.03)]
+
+
+def test_what_was_not_asked_for_is_none(sampler: SamplingClient) -> None:
+    response = sampler.sample(PROMPT, 1, SamplingParams()).result(DEADLINE_S)
+    assert response.topk_prompt_logprobs is None
+    assert response.target_prompt_logprobs is None
+    assert response.prompt_alt_tokens is None
+    assert response.sequences[0].topk_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            {"topk_prompt_logprobs": 129},
+            "topk_prompt_logprobs is 129, not an integer from 0 to 128",
+        ),
+        ({"topk_sample_logprobs": -1}, "topk_sample_logprobs is -1"),
+        ({"prompt_alt_tokens_k": True}, "prompt_alt_tokens_k is True"),
+        ({"target_prompt_logprobs": [[1], [2]]}, "target_prompt_logprobs is .* not a TensorData"),
+        ({"prompt_logprobs_last_n": 1}, "prompt_logprobs_last_n needs prompt logprobs"),
+        (
+            {"prompt_logprobs_last_n": 0, "include_prompt_logprobs": True},
+            "prompt_logprobs_last_n is 0, not an integer from 1 to 2",
+        ),
+        (
+            {"prompt_logprobs_last_n": 3, "include_prompt_logprobs": True},
+            "prompt_logprobs_last_n is 3, not an integer from 1 to 2",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_option_is_refused_by_name(
+    sampler: SamplingClient, option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
         sampler.sample(PROMPT, 1, SamplingParams(), **option)
 
 

@@ -32,7 +32,7 @@ def test_a_name_is_there_or_not_as_the_page_says(row: tuple[str, str, str, str])
         return
     assert found is not None
     parameters = inspect.signature(found).parameters
-    assert (argument in parameters) == (word == "refused")
+    assert (argument in parameters) == (word != "absent")
     if word == "refused":
         assert not parameters[argument].default
         module = inspect.getsource(inspect.getmodule(found) or weft.client)

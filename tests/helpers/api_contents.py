@@ -69,8 +69,15 @@ PAGES = {
                 (
                     "ForwardBackwardOutput",
                     "OptimStepResponse",
-                    "SampleResponse",
-                    "SampledSequence",
+                ),
+            ),
+            Part(
+                "client/sample_results.py",
+                ("SampleResponse", "SampledSequence", "TopkLogprobs", "PromptAltTokens"),
+            ),
+            Part(
+                "client/types.py",
+                (
                     "SaveWeightsResponse",
                     "SaveWeightsForSamplerResponse",
                     "LoadWeightsResponse",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import zmq
+from sample_extras import sample_extras
 
 from weft.client import wire
 from weft.client.arrays import pack_arrays, unpack_arrays
@@ -236,7 +237,8 @@ def sample(header: Sample, arrays: Arrays) -> list[Message]:
     }
     if header.prompt_logprobs:
         found["prompt_logprobs"] = (-arrays["tokens"] / 100).astype(np.float32)
-        found["prompt_logprobs"][0] = np.nan
+        found["prompt_logprobs"][: -header.prompt_logprobs_last_n or 1] = np.nan
+    found |= sample_extras(header, arrays, len(tokens))
     return [reply(header, {"stop_reasons": ["length"] * header.num_samples}, found)]
 
 

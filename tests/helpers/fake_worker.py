@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import zmq
+from sample_extras import sample_extras
 
 from weft.client import wire
 from weft.client.arrays import pack_arrays, unpack_arrays
@@ -252,5 +253,6 @@ def _sample(header: Sample, arrays: Arrays) -> Part:
     }
     if header.prompt_logprobs:
         found["prompt_logprobs"] = np.full(len(arrays["tokens"]), -1.0, np.float32)
-        found["prompt_logprobs"][0] = np.nan
+        found["prompt_logprobs"][: -header.prompt_logprobs_last_n or 1] = np.nan
+    found |= sample_extras(header, arrays, len(tokens))
     return {"stop_reasons": ["length"] * header.num_samples}, found
