@@ -94,7 +94,7 @@ CODES: dict[str, Code] = {
     "unsupported_version": Code(BadRequest, "user", 400, "no protocol version in common"),
     "unknown_session": Code(BadRequest, "user", 400, "the connection has not said hello"),
     "too_large": Code(BadRequest, "user", 413, "a message, batch, datum or name is over its limit"),
-    "unauthorized": Code(BadRequest, "user", 401, "the API key is missing or wrong"),
+    "unauthorized": Code(BadRequest, "user", 401, "the API key is missing, wrong, or not for this"),
     "not_served": Code(BadRequest, "user", 400, "this server does not serve it, and says what"),
     "not_found": Code(
         NotFound, "user", 404, "no such model, run, sampler or checkpoint, or foreign"

@@ -1,4 +1,4 @@
-"""The command line: weft serve, weft demo, weft verify, weft status."""
+"""The command line: weft serve, weft demo, weft verify, weft status, weft key."""
 
 import argparse
 import importlib.util
@@ -16,6 +16,7 @@ from ..client.environment import DEFAULT_ADDRESS, is_quiet, server_address
 from ..client.errors import WeftError
 from ..client.waiting import describe_phase
 from ..client.waiting_line import WaitingLine
+from .key_command import add_key_commands, add_state_option, answer, state_folder
 from .status_table import status_lines
 from .worker.config import DEVICES, DTYPES, MODELLING, WorkerConfig
 
@@ -77,9 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="allow addresses beyond loopback although there is no encryption yet",
     )
-    serve.add_argument(
-        "--state", metavar="DIR", default="", help="where saved states go (~/.local/state/weft)"
-    )
+    add_state_option(serve)
     add_worker_arguments(serve)
     serve.set_defaults(run=run_serve)
 
@@ -98,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what a running server does")
     status.add_argument("--address", default="", help="the server; WEFT_ADDRESS, else the default")
     status.set_defaults(run=run_status)
+
+    add_key_commands(commands, run_key)
     return parser
 
 
@@ -129,7 +130,6 @@ def run_serve(arguments: argparse.Namespace) -> int:
         if hasattr(arguments, field.name) and field.name != "model"
     }
     listen = arguments.listen or [DEFAULT_ADDRESS]
-    state = arguments.state or str(Path("~/.local/state/weft").expanduser())
     stop = threading.Event()
     is_serving = False
     loading = _LoadingLine(arguments.model)
@@ -147,7 +147,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             isolate=True,
             listen=listen,
             insecure=arguments.insecure,
-            state_dir=state,
+            state_dir=str(state_folder(arguments)),
             on_progress=loading.tell,
             **settings,
         )
@@ -157,7 +157,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
     finally:
         loading.end()
     with engine:
-        print(f"weft serves {arguments.model} on {', '.join(engine.addresses)}", flush=True)
+        print(f"weft serves {arguments.model} on {', '.join(engine.addresses)}")
+        print(engine.describe_keys(), flush=True)
         while not stop.is_set() and engine.is_healthy:
             stop.wait(0.5)
         if not stop.is_set():
@@ -226,6 +227,12 @@ def run_status(arguments: argparse.Namespace) -> int:
     with ServiceClient(base_url=address) as service:
         status = service.get_status().result()
     print("\n".join(status_lines(address, status)))
+    return 0
+
+
+def run_key(arguments: argparse.Namespace) -> int:
+    """Make, list, rotate or revoke API keys."""
+    print(answer(arguments))
     return 0
 
 

@@ -5,6 +5,7 @@ import os
 import secrets
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from ..client.connection import Connection
 from ..client.errors import BadRequest, Disconnected, EngineFailed, WeftError
 from ..client.limits import LIMITS
 from ..client.service import ServiceClient
+from .broker.key_book import LOCAL, KeyBook
+from .broker.key_store import KeyStore
 from .broker.shell import Broker
 from .files.store import CheckpointFiles, Claim
 from .worker.config import WorkerConfig
@@ -51,6 +54,7 @@ class Engine:
     Args:
         model: "weft/tiny", a directory in Hugging Face layout, or a name on the hub.
         isolate, listen, insecure, state_dir: see `EngineConfig`.
+        operator_key: whoever shows it may ask how the server does, and nothing else.
         on_progress: told phase and fraction (-1: not known) while a worker loads; any thread.
         worker_settings: fields of `WorkerConfig`, such as device, dtype, is_deterministic, trace.
 
@@ -69,6 +73,7 @@ class Engine:
         listen: Sequence[str] = (),
         insecure: bool = False,
         state_dir: str = "",
+        operator_key: str = "",
         on_progress: Callable[[str, float], None] | None = None,
         **worker_settings: Any,
     ) -> None:
@@ -93,10 +98,11 @@ class Engine:
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
         back = f"inproc://weft-worker-{secrets.token_hex(8)}"
         if isolate:
-            self._sockets = _socket_folder()
+            self._sockets = socket_folder()
             back = f"ipc://{self._sockets.name}/worker"
         secret = secrets.token_hex(16)
         files = CheckpointFiles(root)
+        self.keys = KeyStore(root)
         self._claim: Claim | None = None
         try:
             self._claim = files.claim()
@@ -106,6 +112,9 @@ class Engine:
                 secret=secret,
                 server=f"weft {version('weft')}",
                 files=files,
+                keys=self.keys,
+                operator_key=operator_key,
+                inside_secret=secrets.token_bytes(32),
                 insecure=insecure,
                 context=self._context,
                 on_ready=self._on_ready,
@@ -120,15 +129,26 @@ class Engine:
             self.close()
             raise
 
-    def client(self, **settings: Any) -> ServiceClient:
+    def client(
+        self, *, tenant: str = LOCAL, api_key: str | None = None, **settings: Any
+    ) -> ServiceClient:
         """A client of this engine, a session of its own; takes what `ServiceClient` takes.
 
+        Args:
+            tenant: whose client it is, by id: whoever holds the engine may be any tenant, whatever
+                keys there are. New ids make new tenants.
+            api_key: be the tenant of this key instead, as clients outside are.
+
         Raises:
+            BadRequest: no tenant can have this id.
             Disconnected: the engine is closed.
         """
-        if self._is_closed:
+        if self._is_closed or self._broker is None:
             raise Disconnected("the engine is closed")
-        client = ServiceClient(base_url=self.address, context=self._context, **settings)
+        key = self._broker.inside_key(tenant) if api_key is None else api_key
+        client = ServiceClient(
+            base_url=self.address, context=self._context, api_key=key, **settings
+        )
         self._connections.add(client.connection)
         return client
 
@@ -136,6 +156,14 @@ class Engine:
     def addresses(self) -> list[str]:
         """Where clients outside this process connect, with the ports that were taken."""
         return [] if self._broker is None else self._broker.addresses[1:]
+
+    def describe_keys(self) -> str:
+        """Who may connect, in a sentence."""
+        found = self.keys.secrets()
+        if found is None:
+            return "no API keys: whoever connects is the tenant local; weft key create ends that"
+        number = KeyBook(found).count(time.time())
+        return f"API keys are needed: {number} {'is' if number == 1 else 'are'} active"
 
     @property
     def worker_pid(self) -> int | None:
@@ -240,7 +268,7 @@ class Engine:
             raise self._failure or EngineFailed("the engine ended while it loaded")
 
 
-def _socket_folder() -> "tempfile.TemporaryDirectory[str]":
+def socket_folder() -> "tempfile.TemporaryDirectory[str]":
     """A folder in which a socket's path is not too long, whatever TMPDIR says.
 
     Raises:

@@ -16,7 +16,7 @@ from ...client.messages import (
 )
 from .books import Books
 from .events import ToClient
-from .key_book import Admission, KeyBook
+from .key_book import OPERATOR, Admission, KeyBook
 from .sessions import Session
 
 MAX_ITEMS = limit("metadata_items")
@@ -68,6 +68,11 @@ class Greeting:
                 self._refuse(peer, "unauthorized", "the API key was revoked or replaced")
                 books.sessions.disconnect(peer)
 
+    def check_query(self, session: Session, query: Query) -> None:
+        """Raise BadRequest when a tenant among others asks for sums over all of them."""
+        if query.what == "metrics" and session.tenant != OPERATOR and not self._keys.is_open:
+            raise BadRequest("metrics are for the operator's key", "unauthorized")
+
     def _admit(self, header: Hello) -> Admission:
         """Whose key it is; raises what the hello deserves otherwise."""
         if not _common_versions(header):
@@ -118,12 +123,13 @@ class Greeting:
 def check_operator(header: Header) -> None:
     """Raise BadRequest when the operator asks for what only a tenant may.
 
-    It serves whoever runs the server, and owns nothing: no run, no sampler, no file.
+    It is whoever runs the server, and owns nothing: no run, no sampler, no file.
     """
     if isinstance(header, Ack | Explain | Goodbye | Heartbeat | Resume):
         return
     if not isinstance(header, Query) or header.what not in _OPERATOR_ASKS:
-        raise BadRequest(f"the operator's key is for queries of {', '.join(_OPERATOR_ASKS)} alone")
+        asks = ", ".join(_OPERATOR_ASKS)
+        raise BadRequest(f"the operator's key is for queries of {asks} alone", "unauthorized")
 
 
 def _common_versions(header: Hello) -> list[int]:

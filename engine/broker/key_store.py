@@ -93,7 +93,7 @@ class KeyStore:
             file.execute("INSERT INTO secrets VALUES (?, ?, 0)", (digest_of(secret), key_id))
             return _find(file, key_id), secret
 
-    def keys(self) -> list[Key]:
+    def entries(self) -> list[Key]:
         """All keys, with those that are revoked, the oldest first."""
         if not self.path.exists():
             return []

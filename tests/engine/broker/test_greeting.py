@@ -1,13 +1,24 @@
 """Hellos: versions, keys, sessions that are opened, found again or refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from core_bench import CARD, CLIENT, OTHER, SESSION, CoreBench, told
+from core_bench import (
+    CARD,
+    CLIENT,
+    OTHER,
+    SESSION,
+    CoreBench,
+    create_run,
+    optim_step,
+    told,
+)
 
-from weft.client.messages import Failure, Goodbye, Hello, Query, Welcome
+from weft.client.messages import Failure, Goodbye, Hello, Query, Reply, Watch, Welcome
 from weft.engine.broker.config import BrokerConfig
-from weft.engine.broker.events import ToClient
+from weft.engine.broker.events import KeysChanged, ToClient
+from weft.engine.broker.key_book import Insiders, KeyBook, Secret, digest_of
 
 
 def refusal(code: str, detail: str) -> ToClient:
@@ -124,3 +135,105 @@ def test_what_a_client_says_of_itself_is_bounded(fields: dict[str, Any]) -> None
 
 def test_a_key_is_not_part_of_what_a_hello_prints() -> None:
     assert "sesame" not in repr(hello(api_key="sesame"))
+
+
+# Keys that change.
+
+ALICE = Secret(digest_of("a"), "k1", "alice")
+SECOND_OF_ALICE = Secret(digest_of("b"), "k2", "alice")
+ENDED = refusal("unauthorized", "the API key was revoked or replaced")
+
+
+def test_the_peer_of_a_revoked_key_is_told_and_heard_no_more() -> None:
+    bench = CoreBench(keys=KeyBook([ALICE, SECOND_OF_ALICE]))
+    bench.hello(api_key="a")
+    bench.hello(OTHER, b"second", api_key="b")
+    assert bench.handle(KeysChanged(KeyBook([SECOND_OF_ALICE]))) == [ENDED]
+    assert told(bench.say(Query(request_id=1, what="runs"))) == [(1, "unknown_session")]
+    assert told(bench.say(hello(api_key="a"))) == [(0, "unauthorized")]
+    assert told(bench.say(Query(request_id=1, what="runs"), peer=b"second"), b"second") == [(1, "")]
+
+
+def test_another_key_of_the_tenant_goes_on_with_the_session_and_its_runs() -> None:
+    bench = CoreBench(keys=KeyBook([ALICE, SECOND_OF_ALICE]))
+    bench.hello(api_key="a")
+    bench.add_worker()
+    bench.open_run()
+    bench.handle(KeysChanged(KeyBook([SECOND_OF_ALICE])))
+    bench.say(hello(must_exist=True, api_key="b"))
+    bench.say(optim_step(1))
+    assert told(bench.finish()) == [(11, "")]
+
+
+def test_a_replaced_secret_ends_at_its_time() -> None:
+    ending = replace(ALICE, ends=1010.0)
+    bench = CoreBench(keys=KeyBook([ending]))
+    bench.hello(api_key="a")
+    assert bench.tick(1) == []
+    assert bench.tick(9) == [ENDED]
+    assert told(bench.say(hello(api_key="a"))) == [(0, "unauthorized")]
+
+
+def test_the_first_key_ends_those_who_came_without_one() -> None:
+    bench = CoreBench()
+    bench.hello(api_key="anything")
+    assert bench.handle(KeysChanged(KeyBook([ALICE]))) == [ENDED]
+
+
+@pytest.mark.parametrize(("api_key", "words"), [("", "missing"), ("x", "wrong")])
+def test_who_is_refused_is_told_what_is_amiss_with_the_key(api_key: str, words: str) -> None:
+    (refused,) = CoreBench(keys=KeyBook([ALICE])).say(hello(api_key=api_key))
+    assert isinstance(refused, ToClient)
+    assert isinstance(refused.header, Failure)
+    assert (refused.header.code, words in refused.header.detail) == ("unauthorized", True)
+
+
+# The operator.
+
+
+def operator_bench() -> CoreBench:
+    bench = CoreBench(keys=KeyBook([ALICE], Insiders("sesame")))
+    bench.hello(OTHER, b"alice", api_key="a")
+    bench.hello(api_key="sesame")
+    bench.add_worker()
+    return bench
+
+
+@pytest.mark.parametrize("what", ["capabilities", "status", "metrics"])
+def test_the_operator_asks_how_the_server_does(what: str) -> None:
+    assert told(operator_bench().say(Query(request_id=1, what=what))) == [(1, "")]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        create_run(),
+        optim_step(1),
+        Watch(request_id=1, enabled=True),
+        Query(request_id=1, what="runs"),
+    ],
+    ids=lambda header: header.kind,
+)
+def test_the_operator_may_do_nothing_else(header: Any) -> None:
+    (refused,) = told(operator_bench().say(header))
+    assert refused == (header.request_id, "unauthorized")
+
+
+def test_the_operator_sees_sums_of_tenants_and_no_session() -> None:
+    bench = operator_bench()
+    bench.open_run(OTHER, b"alice")
+    (answer,) = bench.say(Query(request_id=1, what="status"))
+    assert isinstance(answer, ToClient)
+    assert isinstance(answer.header, Reply)
+    (row,) = answer.header.result["tenants"]
+    assert (row["tenant"], row["sessions"], row["runs"]) == ("alice", 1, 1)
+    assert row["usage"] == {"create_run": 1}
+    assert OTHER not in repr(answer)
+
+
+def test_metrics_are_for_the_operator_where_keys_part_the_tenants() -> None:
+    asked = Query(request_id=1, what="metrics")
+    assert told(operator_bench().say(asked, peer=b"alice"), b"alice") == [(1, "unauthorized")]
+    bench = CoreBench()
+    bench.hello()
+    assert told(bench.say(asked)) == [(1, "")]
