@@ -1,0 +1,387 @@
+"""The JSON requests of the official SDK, 0.28.1 to 0.38.0, as closed records with its defaults.
+
+What an older SDK does not send has a default. A request with a field that no SDK has is refused by
+its name, and so is one that asks for what is not served (`refuse_unserved`). Requests whose route is
+not served at all have no record. NaN and infinity are no JSON: the SDK sends null in their place,
+which no number here may be.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar, dataclass_transform
+
+import msgspec
+
+from ...client.errors import BadRequest
+from ...client.limits import limit
+from ...client.wire import Malformed
+from .errors import Unserved
+
+T = TypeVar("T")
+
+Seq = Annotated[int, msgspec.Meta(ge=0)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]  # of a run or sampler in its session
+Metadata = dict[str, str]
+Anything = dict[str, object]
+
+_MAX_BYTES = limit("json_bytes")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Body(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Base of all requests and of what they hold."""
+
+
+# --- sessions -------------------------------------------------------------------------------------
+
+
+class ClientConfig(Body):
+    sdk_version: str
+
+
+class CreateSession(Body):
+    tags: list[str]
+    user_metadata: Metadata | None = None
+    sdk_version: str
+    project_id: str | None = None
+    display_name: str | None = None
+    type: Literal["create_session"] = "create_session"
+
+
+class SessionHeartbeat(Body):
+    session_id: str
+    type: Literal["session_heartbeat"] = "session_heartbeat"
+
+
+class FinishReason(Body):
+    type: Literal["success", "errored", "interrupted"]
+
+
+class FinishSession(Body):
+    reason: FinishReason
+    detail: str | None = None
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class LoraConfig(Body):
+    rank: int
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class AdamParams(Body):
+    learning_rate: float = 0.0001
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+class CreateModel(Body):
+    session_id: str
+    model_seq_id: Number
+    base_model: str
+    user_metadata: Metadata | None = None
+    lora_config: LoraConfig  # without, the SDK would mean all weights
+    optimizer_config: Anything | None = None
+    type: Literal["create_model"] = "create_model"
+
+
+class GetInfo(Body):
+    model_id: str
+    type: Literal["get_info"] = "get_info"
+
+
+class OptimStep(Body):
+    """One of the two kinds of params is there."""
+
+    model_id: str
+    seq_id: Seq | None = None
+    adam_params: AdamParams | None = None
+    optimizer_params: Anything | None = None  # of another optimizer
+    type: Literal["optim_step"] = "optim_step"
+
+    def __post_init__(self) -> None:
+        if (self.adam_params is None) == (self.optimizer_params is None):
+            raise ValueError("exactly one of `adam_params` and `optimizer_params` is needed")
+
+
+class SaveWeights(Body):
+    model_id: str
+    path: str | None = None  # a name
+    seq_id: Seq | None = None
+    ttl_seconds: int | None = None
+    overwrite: bool = False
+    user_metadata: Metadata | None = None
+    type: Literal["save_weights"] = "save_weights"
+
+
+class LoadWeights(Body):
+    """Into a run, or as the first request of a new one, which may have what a new one may."""
+
+    model_id: str | None = None
+    seq_id: Seq | None = None
+    session_id: str | None = None
+    model_seq_id: Number | None = None
+    base_model: str | None = None
+    user_metadata: Metadata | None = None
+    path: str
+    optimizer: bool
+    optimizer_config: Anything | None = None
+    weights_access_token: str | None = None
+    type: Literal["load_weights"] = "load_weights"
+
+    def __post_init__(self) -> None:
+        old = (self.model_id, self.seq_id)
+        new = (self.session_id, self.model_seq_id)
+        is_new = None not in new
+        if (None not in old) == is_new or any(
+            item is not None for item in (old if is_new else new)
+        ):
+            raise ValueError(
+                "either `session_id` and `model_seq_id`, or `model_id` and `seq_id` are needed"
+            )
+        if not is_new:
+            for name in ("base_model", "user_metadata", "optimizer_config"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` is of a new run, and `model_id` names one")
+
+
+class SaveWeightsForSampler(Body):
+    model_id: str
+    path: str | None = None  # a name
+    sampling_session_seq_id: Number | None = None
+    kind: str = "snapshot"
+    seq_id: Seq | None = None
+    ttl_seconds: int | None = None
+    user_metadata: Metadata | None = None
+    type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
+
+
+class SaveWeightsExternal(Body):
+    model_id: str
+    path: str  # a name
+    seq_id: Seq | None = None
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+    type: Literal["save_weights_external"] = "save_weights_external"
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+class CreateSamplingSession(Body):
+    session_id: str
+    sampling_session_seq_id: Number
+    base_model: str | None = None
+    model_path: str | None = None
+    type: Literal["create_sampling_session"] = "create_sampling_session"
+
+
+class JoinSamplingSession(Body):
+    sampling_session_id: str
+    type: Literal["join_sampling_session"] = "join_sampling_session"
+
+
+class EncodedTextChunk(Body, tag_field="type", tag="encoded_text"):
+    tokens: list[int]
+
+
+class ImageChunk(Body, tag_field="type", tag="image"):
+    data: str
+    format: str
+    expected_tokens: int | None = None
+
+
+class ImageAssetPointerChunk(Body, tag_field="type", tag="image_asset_pointer"):
+    location: str
+    format: str
+    expected_tokens: int | None = None
+
+
+class DmelChunk(Body, tag_field="type", tag="dmel"):
+    dmel: str
+
+
+class ModelInput(Body):
+    chunks: list[EncodedTextChunk | ImageChunk | ImageAssetPointerChunk | DmelChunk]
+
+
+class SamplingParams(Body):
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: str | list[str | int] | None = None
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+
+
+class Tensor(Body):
+    data: list[int | float]
+    dtype: Literal["int64", "float32"]
+    shape: list[int] | None = None
+    sparse_crow_indices: list[int] | None = None
+    sparse_col_indices: list[int] | None = None
+
+
+class Sample(Body):
+    num_samples: int = 1
+    prompt: ModelInput
+    sampling_params: SamplingParams
+    base_model: str | None = None
+    model_path: str | None = None
+    sampling_session_id: str
+    seq_id: Seq
+    prompt_logprobs: bool | None = None
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    target_prompt_logprobs: Tensor | None = None
+    prompt_alt_tokens_k: int = 0
+    prompt_logprobs_last_n: int | None = None
+    record_stability_info: bool | None = None
+    type: Literal["sample"] = "sample"
+
+
+# --- futures --------------------------------------------------------------------------------------
+
+
+class RetrieveFuture(Body):
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class FuturesTarget(Body):
+    type: Literal["sampling_session"] = "sampling_session"
+    sampling_session_id: str
+    cloned_sampler_id: Seq = 0
+
+
+class RetrieveFutures(Body):
+    target: FuturesTarget
+    prev_cursor: Seq = 0
+    timeout: float | None = None  # 0: only what `retrieved_request_ids` says; None: a long poll
+    retrieved_request_ids: list[str] = []
+
+
+class CancelFuture(Body):
+    request_id: str
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+class WeightsInfo(Body):
+    tinker_path: str
+
+
+class SetTtl(Body):
+    ttl_seconds: int | None  # None: for ever
+
+
+class CopyWeights(Body):
+    session_id: str | None = None
+    model_seq_id: Number | None = None
+    destination_project_id: str | None = None
+    source_path: str
+    ttl_seconds: int | None = None
+    weights_access_token: str | None = None
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def decode(kind: type[T], body: bytes) -> T:
+    """Read a body.
+
+    Raises:
+        Malformed: it is no JSON of this kind; names the field.
+        BadRequest: `too_large`, over the limit `json_bytes`.
+    """
+    if len(body) > _MAX_BYTES:
+        raise BadRequest(f"a JSON body of {len(body)} bytes, at most {_MAX_BYTES}", "too_large")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(kind, error) from None
+
+
+def _malformed(kind: type[object], error: Exception) -> Malformed:
+    hint = (
+        ", which the SDK sends for a value that is not finite" if "got `null`" in str(error) else ""
+    )
+    return Malformed(f"{kind.__name__}: {error}{hint}")
+
+
+class _Place(msgspec.Struct):
+    model_id: str
+    seq_id: Seq
+
+
+def peek(body: bytes) -> tuple[str, int] | None:
+    """The run and number of a command that may be refused, when they can be read."""
+    if len(body) > _MAX_BYTES:
+        return None
+    try:
+        place = msgspec.json.decode(body, type=_Place)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return place.model_id, place.seq_id
+
+
+# --- what is not served ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A field that is not served, but for its default and `served`."""
+
+    name: str
+    reason: str
+    served: object = None
+
+
+_PROJECT = "there are no projects"
+_ADAM = "AdamW is the only optimizer"
+_TOKEN = "there are no access tokens; what is published can be read by its path"
+_UNSERVED: dict[type[Body], tuple[_Refused, ...]] = {
+    CreateSession: (_Refused("project_id", _PROJECT),),
+    CreateModel: (_Refused("optimizer_config", _ADAM, {"type": "adamw"}),),
+    OptimStep: (_Refused("optimizer_params", _ADAM),),
+    LoadWeights: (
+        _Refused("optimizer_config", _ADAM, {"type": "adamw"}),
+        _Refused("weights_access_token", _TOKEN),
+    ),
+    SaveWeightsForSampler: (_Refused("kind", "samplers keep the weights they have", "snapshot"),),
+    SaveWeightsExternal: (_Refused("age_encryption_recipients", "exports are not encrypted"),),
+    Sample: (
+        _Refused("base_model", "the sampling session says it"),
+        _Refused("model_path", "the sampling session says it"),
+        _Refused("record_stability_info", "there is no stable_reinforce", False),
+    ),
+    CopyWeights: (
+        _Refused("destination_project_id", _PROJECT),
+        _Refused("weights_access_token", _TOKEN),
+    ),
+}
+
+
+def refuse_unserved(body: Body) -> None:
+    """Refuse what a request asks for and is not served.
+
+    Raises:
+        Unserved: naming the field, its value and the reason.
+    """
+    for refused in _UNSERVED.get(type(body), ()):
+        value = getattr(body, refused.name)
+        if value is not None and value != refused.served:
+            shown = "given" if refused.name == "weights_access_token" else repr(value)[:200]
+            raise Unserved(f"{refused.name} is {shown}, which is not served: {refused.reason}")
+    if isinstance(body, Sample):
+        for chunk in body.prompt.chunks:
+            if not isinstance(chunk, EncodedTextChunk):
+                kind = chunk.__struct_config__.tag
+                raise Unserved(f"a chunk of type {kind!r} is not served; 'encoded_text' is")
