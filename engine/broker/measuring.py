@@ -15,7 +15,7 @@ def measure(books: Books, state: str) -> dict[str, Any]:
     living = [worker.counters for worker in books.workers if worker.counters is not None]
     return {
         "state": state,
-        "started": books.started + books.wall_offset,
+        "started": books.started,
         "bounds": {"seconds": list(SECONDS), "tenants": list(TENANTS)},
         **books.metrics.to_fields(),
         "work": books.metrics.work_done(living).to_fields(),

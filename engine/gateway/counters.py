@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..histogram import SECONDS, Histogram
 
@@ -42,6 +43,21 @@ class GatewayCounters:
     def refused_body(self, reason: str) -> None:
         """Count a body that was not read to its end, or could not be."""
         self.refused_bodies[reason] += 1
+
+    def to_fields(self) -> dict[str, Any]:
+        """What there is, for the table of figures."""
+        return {
+            "bounds": {"seconds": SECONDS},
+            "requests": self.requests,
+            "durations": {route: found.to_fields() for route, found in self.durations.items()},
+            "parked_polls": self.parked_polls,
+            "received_bytes": self.received_bytes,
+            "sent_bytes": self.sent_bytes,
+            "refused_bodies": self.refused_bodies,
+            "futures": self.futures,
+            "future_bytes": self.future_bytes,
+            "lines": self.lines,
+        }
 
     @contextmanager
     def parked(self) -> Iterator[None]:

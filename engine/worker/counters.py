@@ -1,28 +1,27 @@
 """What a worker has done since it started. Touched by the compute thread alone."""
 
-from collections import Counter
-
 from ...client.worker_messages import WorkerCounters
 from ..histogram import TENANTS, Histogram
 from ..sampling.base_generator import BaseGenerator
 from .runs import RunTable
 from .scheduler import Control, Decision, Optimizers, Passes, Sampling
 
+KINDS = ("train", "forward", "sample", "optimizer", "control")  # of steps
+
 
 class Counters:
     """Steps of the compute thread and what went through them."""
 
     def __init__(self) -> None:
-        self.steps: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
-        self.busy_s: dict[str, float] = {}
-        self.tokens: Counter[str] = Counter()
+        self.steps = dict.fromkeys(KINDS, 0)
+        self.failures = dict.fromkeys(KINDS, 0)
+        self.busy_s = dict.fromkeys(KINDS, 0.0)
+        self.tokens = {"trained": 0, "forward": 0}
         self.tenants = {kind: Histogram(TENANTS) for kind in ("train", "sample")}
 
     def spent(self, decision: Decision, seconds: float) -> None:
         """Note how long a step has taken, whatever became of it."""
-        kind = kind_of(decision)
-        self.busy_s[kind] = self.busy_s.get(kind, 0.0) + seconds
+        self.busy_s[kind_of(decision)] += seconds
 
     def passed(self, decision: Passes, num_tenants: int) -> None:
         """Count a train or forward step that succeeded as a whole."""
@@ -42,10 +41,9 @@ class Counters:
         """All of it as it travels, with what generator and runs have counted and hold now."""
         memory = {**runs.store.memory, **generator.memory}
         sampled = {"prefill": generator.num_prefilled, "decoded": generator.num_decoded}
-        failures = self.failures + Counter(sample=generator.num_failed_steps)
         return WorkerCounters(
             steps=dict(self.steps),
-            failures=dict(failures),
+            failures={**self.failures, "sample": generator.num_failed_steps},
             busy_s=dict(self.busy_s),
             tokens={**self.tokens, **sampled},
             tenants={kind: list(found.counts) for kind, found in self.tenants.items()},
