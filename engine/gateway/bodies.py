@@ -223,7 +223,7 @@ class SamplingParams(Body):
 class Tensor(Body):
     data: list[int | float]
     dtype: Literal["int64", "float32"]
-    shape: list[int] | None = None
+    shape: list[Seq] | None = None
     sparse_crow_indices: list[int] | None = None
     sparse_col_indices: list[int] | None = None
 

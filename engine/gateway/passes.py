@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -14,17 +13,11 @@ from ...client.tensor_data import NumpyArray, TensorData
 from ...client.types import Datum, ForwardBackwardOutput, ModelInput
 from .errors import Unserved
 from .protobuf import Values, decode, encode, peek
-from .schema import FLOAT32, FORWARD_BACKWARD_OUTPUT, FORWARD_BACKWARD_REQUEST, INT32, INT64
+from .schema import FORWARD_BACKWARD_OUTPUT, FORWARD_BACKWARD_REQUEST, PASS_PLACE
+from .tensors import INDICES, TOKENS, dtype_of, read_tensor, to_bytes, view
 
 _UNSERVED_LOSSES = ("custom", "stable_reinforce")
 _MAX_OUTPUTS = limit("pass_outputs")
-_DTYPES: dict[int, np.dtype[Any]] = {
-    FLOAT32: np.dtype("<f4"),
-    INT64: np.dtype("<i8"),
-}  # the SDK sends no others
-_DTYPE_NAMES = {np.dtype("<f4"): FLOAT32, np.dtype("<i8"): INT64, np.dtype("<i4"): INT32}
-_TOKENS = np.dtype("<i4")
-_INDICES = np.dtype("<i8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +63,7 @@ def read_pass(body: bytes) -> PassRequest:
 
 def peek_pass(body: bytes) -> tuple[str, int] | None:
     """The model and number of a pass that may be refused or damaged, as far as they can be read."""
-    found = peek(body, FORWARD_BACKWARD_REQUEST, ("model_id", "seq_id"))
+    found = peek(body, PASS_PLACE)
     return (found["model_id"], found["seq_id"]) if len(found) == 2 else None
 
 
@@ -130,7 +123,8 @@ def _datum(index: int, fields: Values) -> Datum:
             raise Unserved(f"datum {index}: {name} (provenance) is not served")
     try:
         tensors = {
-            name: _tensor(name, tensor) for name, tensor in fields.get("loss_fn_inputs", {}).items()
+            name: read_tensor(name, tensor)
+            for name, tensor in fields.get("loss_fn_inputs", {}).items()
         }
         return Datum(_model_input(fields.get("model_input", ())), tensors)
     except BadRequest as error:
@@ -143,40 +137,10 @@ def _model_input(chunks: Sequence[Values]) -> ModelInput:
         if "encoded_text" not in chunk:
             kind = next(iter(chunk), "no kind")
             raise Unserved(f"a chunk of {kind} is not served; encoded_text is")
-        arrays.append(_view("tokens", chunk["encoded_text"].get("tokens", b""), _TOKENS))
+        arrays.append(view("tokens", chunk["encoded_text"].get("tokens", b""), TOKENS))
     if len(arrays) == 1:
         return ModelInput.from_ints(arrays[0])
     return ModelInput.from_ints(np.concatenate(arrays)) if arrays else ModelInput.empty()
-
-
-def _tensor(name: str, fields: Values) -> TensorData:
-    dtype = _DTYPES.get(fields.get("dtype", 0))
-    if dtype is None:
-        raise BadRequest(f"{name} has dtype {fields.get('dtype', 0)}, not float32 (1) or int64 (2)")
-    shape: list[int] | None = fields.get("shape")
-    if shape is not None and any(size < 0 for size in shape):
-        raise BadRequest(f"{name} has shape {shape}")
-    sparse = fields.get("sparse_csr")
-    if sparse is None:
-        values = _view(name, fields.get("dense", b""), dtype)
-        if shape is None or shape == [len(values)]:
-            return TensorData(values)
-        if prod(shape) != len(values):
-            raise BadRequest(f"{name} has {len(values)} values, not those of shape {shape}")
-        return TensorData(values.reshape(shape))
-    return TensorData(
-        _view(name, sparse.get("values", b""), dtype),
-        shape=shape,
-        sparse_crow_indices=_view(name, sparse.get("crow_indices", b""), _INDICES),
-        sparse_col_indices=_view(name, sparse.get("col_indices", b""), _INDICES),
-    )
-
-
-def _view(name: str, data: "memoryview | bytes", dtype: np.dtype[Any]) -> NumpyArray:
-    """The values in a piece of the body, which may lie unaligned in memory."""
-    if len(data) % dtype.itemsize:
-        raise BadRequest(f"{name} has {len(data)} bytes, not whole {dtype.name}s", "malformed")
-    return np.frombuffer(data, dtype)
 
 
 def _check_outputs(data: Sequence[Datum]) -> None:
@@ -206,15 +170,11 @@ def _layout(datum: Mapping[str, NumpyArray]) -> list[tuple[str, str, tuple[int, 
 def _batched(arrays: Sequence[NumpyArray]) -> Values:
     """The arrays of some datums, end to end."""
     joined = np.concatenate(arrays)
-    offsets = np.zeros(len(arrays) + 1, _INDICES)
+    offsets = np.zeros(len(arrays) + 1, INDICES)
     np.cumsum([array.nbytes for array in arrays], out=offsets[1:])
     return {
-        "data": _bytes(joined),
-        "offsets": _bytes(offsets),
-        "dtype": _DTYPE_NAMES[joined.dtype],
+        "data": to_bytes(joined),
+        "offsets": to_bytes(offsets),
+        "dtype": dtype_of(joined),
         "trailing_shape": joined.shape[1:],
     }
-
-
-def _bytes(array: NumpyArray) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

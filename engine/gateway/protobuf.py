@@ -15,7 +15,8 @@ Source: https://protobuf.dev/programming-guides/encoding
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,10 +73,15 @@ class Field:
 class Message:
     """The fields that a message may have."""
 
-    __slots__ = ("by_tag", "fields", "keeps_empty", "name", "oneof")
+    __slots__ = ("by_tag", "fields", "keeps_empty", "name", "oneof", "skips_others")
 
     def __init__(
-        self, name: str, *fields: Field, oneof: Sequence[str] = (), keeps_empty: bool = False
+        self,
+        name: str,
+        *fields: Field,
+        oneof: Sequence[str] = (),
+        keeps_empty: bool = False,
+        skips_others: bool = False,
     ) -> None:
         """Describe a message.
 
@@ -84,11 +90,13 @@ class Message:
             fields: in the order in which they are written.
             oneof: names of fields of which at most one is there.
             keeps_empty: fields that are 0 or empty are written, too.
+            skips_others: fields that it does not have are passed over, not refused.
         """
         self.name = name
         self.fields = fields
         self.oneof = oneof
         self.keeps_empty = keeps_empty
+        self.skips_others = skips_others
         self.by_tag = {item.tag: item for item in fields}
         for item in fields:  # integers may also come packed
             if item.max_count and item.tag & 7 == _VARINT:
@@ -105,24 +113,22 @@ def decode(body: bytes, message: Message) -> Values:
         Malformed: as said above.
         BadRequest: `too_large`, over the limit `protobuf_fields`, or a count of the schema.
     """
-    reader = _Reader(body)
     try:
-        return reader.message(message, 0, len(body))
+        return _Reader(body).read(message, 0, len(body), {})
     except IndexError:
         raise Malformed(f"{message.name} ends inside a field") from None
 
 
-def peek(body: bytes, message: Message, names: Sequence[str]) -> Values:
-    """The fields of these names at the top of a message, as far as it can be read; never raises."""
+def peek(body: bytes, message: Message) -> Values:
+    """As much of a message as can be read before something is wrong with it; never raises.
+
+    Args:
+        body: of a message that may be damaged.
+        message: a schema with `skips_others`, of the fields that are wanted.
+    """
     found: Values = {}
-    reader = _Reader(body)
-    try:
-        for item, value in reader.fields(message, 0, len(body), frozenset(names)):
-            found.setdefault(item.name, value)
-            if len(found) == len(names):
-                break
-    except (IndexError, BadRequest):
-        pass
+    with suppress(IndexError, BadRequest):
+        _Reader(body).read(message, 0, len(body), found)
     return found
 
 
@@ -136,39 +142,8 @@ class _Reader:
         self.view = memoryview(data)
         self.left = MAX_FIELDS
 
-    def message(self, message: Message, at: int, end: int) -> Values:
-        """The message between two places of the body."""
-        found: Values = {}
-        for item, value in self.fields(message, at, end):
-            name = item.name
-            if item.is_map:
-                entries = found.setdefault(name, {})
-                key = value.get("key", "")
-                if key in entries:
-                    raise Malformed(f"{message.name}.{name} has {key[:100]!r} twice")
-                _check_count(message, item, len(entries) + 1)
-                entries[key] = value["value"] if "value" in value else _default(item)
-            elif item.max_count:
-                values = found.setdefault(name, [])
-                if isinstance(value, list):
-                    values += value
-                else:
-                    values.append(value)
-                _check_count(message, item, len(values))
-            elif name in found:
-                raise Malformed(f"{message.name}.{name} (field {item.number}) is there twice")
-            else:
-                found[name] = value
-        if message.oneof:
-            given = [name for name in message.oneof if name in found]
-            if len(given) > 1:
-                raise Malformed(f"{message.name} has both {given[0]} and {given[1]}")
-        return found
-
-    def fields(
-        self, message: Message, at: int, end: int, names: frozenset[str] | None = None
-    ) -> Iterator[tuple[Field, Any]]:
-        """Each field and its value; `names` skips the others, and those that it does not have."""
+    def read(self, message: Message, at: int, end: int, found: Values) -> Values:
+        """Put the fields of the message between two places into `found`, one by one."""
         data, by_tag = self.data, message.by_tag
         while at < end:
             tag = data[at]
@@ -178,8 +153,6 @@ class _Reader:
             self.left -= 1
             if self.left < 0:
                 raise BadRequest(f"more than {MAX_FIELDS} fields in one message", "too_large")
-            item = by_tag.get(tag)
-            start = at
             wire_type = tag & 7
             number = 0
             if wire_type == _BYTES:
@@ -189,39 +162,54 @@ class _Reader:
                     number, at = self.varint(at - 1)
                 start = at
                 at += number
-            elif wire_type == _VARINT:
-                number, at = self.varint(at)
-            elif wire_type == _FIXED64:
-                at += 8
-            elif wire_type == _FIXED32:
-                at += 4
             else:
-                raise _refusal(message, tag)
+                start = at
+                if wire_type == _VARINT:
+                    number, at = self.varint(at)
+                elif wire_type == _FIXED64:
+                    at += 8
+                elif wire_type == _FIXED32:
+                    at += 4
+                else:
+                    raise _refusal(message, tag)
             if at > end:
                 raise Malformed(f"{message.name} ends inside field {tag >> 3}")
-            if item is None or (names is not None and item.name not in names):
-                if names is None:
-                    raise _refusal(message, tag)
-                continue
-            yield item, self.value(message, item, wire_type, number, start, at)
+            item = by_tag.get(tag)
+            if item is None:
+                if message.skips_others:
+                    continue
+                raise _refusal(message, tag)
+            if item.inner is not None:
+                value: Any = self.read(item.inner, start, at, {})
+            elif item.kind == "bytes":
+                value = self.view[start:at]
+            else:
+                value = self.value(message, item, wire_type, number, start, at)
+            if item.max_count:
+                _collect(message, item, found, value)
+            elif item.name in found:
+                raise Malformed(f"{message.name}.{item.name} (field {item.number}) is there twice")
+            else:
+                found[item.name] = value
+        if message.oneof:
+            given = [name for name in message.oneof if name in found]
+            if len(given) > 1:
+                raise Malformed(f"{message.name} has both {given[0]} and {given[1]}")
+        return found
 
     def value(
         self, message: Message, item: Field, wire_type: int, number: int, start: int, end: int
-    ) -> Any:
-        """The value of a field that lies between two places, or is a number."""
-        if item.inner is not None:
-            return self.message(item.inner, start, end)
-        if item.kind == "bytes":
-            return self.view[start:end]
+    ) -> object:
+        """A number or a string, or several numbers: what lies between two places, or is `number`."""
         if wire_type == _VARINT:
             return _number(message, item, number)
+        if item.kind == "double":
+            return _DOUBLE.unpack_from(self.data, start)[0]
         if item.kind == "string":
             try:
                 return str(self.view[start:end], "utf-8")
             except UnicodeDecodeError:
                 raise Malformed(f"{message.name}.{item.name} is not UTF-8") from None
-        if item.kind == "double":
-            return _DOUBLE.unpack_from(self.data, start)[0]
         return self.packed(message, item, start, end)
 
     def packed(self, message: Message, item: Field, at: int, end: int) -> list[int]:
@@ -251,6 +239,24 @@ class _Reader:
         if number >= 2**64:
             raise Malformed("a number of more than 64 bits")
         return number, at
+
+
+def _collect(message: Message, item: Field, found: Values, value: Any) -> None:
+    """Put one more value of a repeated field, or one more entry of a map, to the others."""
+    if item.is_map:
+        entries = found.setdefault(item.name, {})
+        key = value.get("key", "")
+        if key in entries:
+            raise Malformed(f"{message.name}.{item.name} has {key[:100]!r} twice")
+        _check_count(message, item, len(entries) + 1)
+        entries[key] = value["value"] if "value" in value else _default(item)
+        return
+    values = found.setdefault(item.name, [])
+    if isinstance(value, list):
+        values += value
+    else:
+        values.append(value)
+    _check_count(message, item, len(values))
 
 
 def _check_count(message: Message, item: Field, count: int) -> None:

@@ -75,10 +75,11 @@ LOSS_CONFIG_VALUE = Message(
     Field(2, "text", "string"),
     oneof=("number", "text"),
 )
+_PLACE = (Field(1, "model_id", "string"), Field(2, "seq_id", "int32"))
+PASS_PLACE = Message("ForwardBackwardRequest", *_PLACE, skips_others=True)
 FORWARD_BACKWARD_REQUEST = Message(
     "ForwardBackwardRequest",
-    Field(1, "model_id", "string"),
-    Field(2, "seq_id", "int32"),
+    *_PLACE,
     Field(3, "data", DATUM, _MAX_DATUMS),
     Field(4, "loss_fn", "string"),
     Field(5, "loss_fn_config", "double", _MAX_INPUTS, is_map=True),
