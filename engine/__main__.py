@@ -1,4 +1,5 @@
-"""The command line: weft serve, weft demo, weft verify, weft status, weft key."""
+"""The command line: weft serve, weft demo, weft verify, weft status, weft key,
+weft gateway."""
 
 import argparse
 import importlib.util
@@ -16,6 +17,7 @@ from ..client.environment import DEFAULT_ADDRESS, is_quiet, server_address
 from ..client.errors import WeftError
 from ..client.waiting import describe_phase
 from ..client.waiting_line import WaitingLine
+from .http_command import add_gateway_command, add_http_options, require_gateway, serve_gateway
 from .key_command import add_key_commands, add_state_option, answer, state_folder
 from .status_table import status_lines
 from .worker.config import DEVICES, DTYPES, MODELLING, WorkerConfig
@@ -78,9 +80,15 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="allow addresses beyond loopback although there is no encryption yet",
     )
+    serve.add_argument(
+        "--http", metavar="HOST:PORT", default="", help="serve the official tinker SDK there, too"
+    )
+    add_http_options(serve)
     add_state_option(serve)
     add_worker_arguments(serve)
     serve.set_defaults(run=run_serve)
+
+    add_gateway_command(commands, run_gateway)
 
     demo = commands.add_parser("demo", help="several tenants train and sample at the same time")
     demo.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
@@ -122,7 +130,9 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; work under way finishes, the rest is refused."""
     require_engine()
-    from .embedded import Engine
+    if arguments.http:
+        require_gateway()
+    from .serving import Server
 
     settings = {
         field.name: getattr(arguments, field.name)
@@ -142,9 +152,12 @@ def run_serve(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     try:
-        engine = Engine(
+        server = Server(
             arguments.model,
-            isolate=True,
+            http=arguments.http,
+            tls_cert=arguments.tls_cert,
+            tls_key=arguments.tls_key,
+            public_url=arguments.public_url,
             listen=listen,
             insecure=arguments.insecure,
             state_dir=str(state_folder(arguments)),
@@ -156,13 +169,15 @@ def run_serve(arguments: argparse.Namespace) -> int:
         return 0
     finally:
         loading.end()
-    with engine:
-        print(f"weft serves {arguments.model} on {', '.join(engine.addresses)}")
-        print(engine.describe_keys(), flush=True)
-        while not stop.is_set() and engine.is_healthy:
+    with server:
+        print(f"weft serves {arguments.model} on {', '.join(server.addresses)}")
+        if server.url:
+            print(f"weft serves HTTP on {server.url}")
+        print(server.engine.describe_keys(), flush=True)
+        while not stop.is_set() and server.is_healthy:
             stop.wait(0.5)
         if not stop.is_set():
-            print(f"weft: {engine.failure or 'the broker has ended'}", file=sys.stderr)
+            print(f"weft: {server.failure or 'the broker has ended'}", file=sys.stderr)
             return 1
     return 0
 
@@ -228,6 +243,11 @@ def run_status(arguments: argparse.Namespace) -> int:
         status = service.get_status().result()
     print("\n".join(status_lines(address, status)))
     return 0
+
+
+def run_gateway(arguments: argparse.Namespace) -> int:
+    """Serve HTTP for a server that runs already."""
+    return serve_gateway(arguments, lambda text: print(text, flush=True))
 
 
 def run_key(arguments: argparse.Namespace) -> int:

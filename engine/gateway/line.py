@@ -23,7 +23,7 @@ from ...client.answers import read_result
 from ...client.errors import BadRequest, WeftError, from_code
 from ...client.limits import limit
 from ...client.link import Link
-from ...client.messages import Command, Explain, Hello, Request, Sample, Void, Welcome
+from ...client.messages import Cancel, Command, Explain, Hello, Request, Sample, Void, Welcome
 from ...client.waiting import Reason, read_reasons
 from ...client.wire import Buffer
 
@@ -106,7 +106,8 @@ class Line:
     ) -> "asyncio.Future[Parts]":
         """Send a request that is encoded; `first` is its first header."""
         order = (first.run_id, first.seq) if isinstance(first, Command) else None
-        outgoing = Outgoing(first.request_id, first.kind, messages, order)
+        cancels = first.target_id if isinstance(first, Cancel) else 0
+        outgoing = Outgoing(first.request_id, first.kind, messages, order, cancels)
         future: asyncio.Future[Parts] = self._loop.create_future()
         future.add_done_callback(_look)
         num_bytes = sum(len(frame) for message in messages for frame in message)
@@ -175,7 +176,7 @@ class Line:
         if deadline is not None and not self.is_closed:
             self._timer = self._loop.call_later(max(0.0, deadline - now), self._turn)
         # The descriptor tells of changes only: what is left to read needs another turn.
-        if self._socket is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if self._socket is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._turn_soon()
 
     def _receive(self) -> None:

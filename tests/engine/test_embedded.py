@@ -9,7 +9,7 @@ import zmq
 
 from weft.client.errors import BadRequest
 from weft.engine import embedded
-from weft.engine.embedded import _socket_folder
+from weft.engine.embedded import socket_folder
 
 
 def test_a_socket_lies_in_the_temporary_folder_when_its_path_is_short(
@@ -17,7 +17,7 @@ def test_a_socket_lies_in_the_temporary_folder_when_its_path_is_short(
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="w", dir="/tmp") as short:
         monkeypatch.setattr(tempfile, "tempdir", short)
-        with _socket_folder() as folder:
+        with socket_folder() as folder:
             assert Path(folder).parent == Path(short)
 
 
@@ -27,7 +27,7 @@ def test_a_long_temporary_folder_is_left_for_a_short_one(
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    with _socket_folder() as folder:
+    with socket_folder() as folder:
         assert len(os.fsencode(f"{folder}/worker")) <= zmq.IPC_PATH_MAX_LEN
         assert os.stat(folder).st_mode & 0o077 == 0
 
@@ -40,4 +40,4 @@ def test_without_any_short_folder_the_user_is_told(
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setattr(embedded, "SHORT_FOLDER", str(tmp_path / "absent"))
     with pytest.raises(BadRequest, match="set TMPDIR to a shorter path"):
-        _socket_folder()
+        socket_folder()

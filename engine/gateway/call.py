@@ -1,0 +1,87 @@
+"""What a route is given and what it gives: no HTTP library beyond this file and the app's."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from ...client.messages import Query
+from .counters import GatewayCounters
+from .doors import Door, Doors
+from .downloads import FileLinks
+from .sessions import Session, Sessions
+
+T = TypeVar("T")
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response."""
+
+    body: bytes = b"{}"
+    content_type: str = JSON
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What all routes share."""
+
+    doors: Doors
+    sessions: Sessions
+    counters: GatewayCounters
+    links: FileLinks
+    poll_s: float
+    public_url: str = ""  # where the SDK reaches the gateway, "" takes it from the request
+
+
+@dataclass(slots=True)
+class Call:
+    """One request of a caller who has been admitted."""
+
+    gateway: Gateway
+    door: Door
+    body: bytes
+    parts: Mapping[str, str]  # of the path, by the names in the route
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    origin: str  # scheme and host under which the caller reached us
+    fields: dict[str, str] = field(default_factory=dict)  # ids for the log
+
+    async def session(self, session_id: str) -> Session:
+        """A session of the caller; raises NotFound."""
+        self.fields["session_id"] = session_id
+        return await self.gateway.sessions.find(self.door, session_id)
+
+    async def owner_of(self, object_id: str) -> Session:
+        """The caller's session that a run or sampler id belongs to; raises NotFound."""
+        self.fields["object_id"] = object_id
+        return await self.session(object_id.partition(":")[0])
+
+    async def ask(self, what: str, subject: str = "", **options: Any) -> dict[str, Any]:
+        """Query the broker's books as the caller."""
+        line = self.door.line
+        query = Query(request_id=line.new_number(), what=what, subject=subject, **options)
+        return await line.request(query)
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and path of the SDK, and what serves it."""
+
+    method: str
+    path: str  # with names in braces, as aiohttp writes them
+    handler: Handler
+
+
+def json_reply(value: object) -> Reply:
+    """A response with plain data."""
+    return Reply(msgspec.json.encode(value))

@@ -1,0 +1,88 @@
+"""Routes that hand out files: the SDK is given addresses that need no key, and fetches from them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from ...client.errors import NotFound, WeftError
+from ...client.paths import CheckpointPath, parse_path
+from .call import Call, Reply, Route, json_reply
+from .downloads import ARCHIVE, Archive, Download, FileLinks
+from .names import from_weft
+
+WRITE_S = 60.0  # the longest a reader may take for one piece
+
+
+async def external_weights_urls(call: Call) -> Reply:
+    """An address for each file of exported weights."""
+    path = _path_of(call)
+    if path.kind != "external_weights":
+        raise NotFound(f"{from_weft(str(path))} holds no external weights")
+    download = await Download.open(call.door, str(path))
+    await download.close()
+    token, until = call.gateway.links.make(call.door, str(path))
+    urls = {name: f"{call.origin}/files/{token}/{name}" for name in download.files}
+    return json_reply({"urls": urls, "expires": datetime.fromtimestamp(until, UTC).isoformat()})
+
+
+async def archive(call: Call) -> Reply:
+    """The address of a checkpoint's files in one archive, for SDKs before 0.36."""
+    path = _path_of(call)
+    await call.ask("checkpoints", str(path))
+    token, until = call.gateway.links.make(call.door, str(path))
+    url = f"{call.origin}/files/{token}/{ARCHIVE}"
+    expires = datetime.fromtimestamp(until, UTC)
+    headers = {"Location": url, "Expires": expires.strftime("%a, %d %b %Y %H:%M:%S GMT")}
+    body = json_reply({"url": url, "expires": expires.isoformat()}).body
+    return Reply(body, status=302, headers=headers)
+
+
+async def send_file(links: FileLinks, request: web.Request) -> web.StreamResponse:
+    """Stream a file to whoever has its address."""
+    link = links.find(request.match_info["token"])
+    name = request.match_info["name"]
+    download = await Download.open(link.door, link.path)
+    try:
+        if name == ARCHIVE:
+            whole = Archive(download)
+            return await _stream(request, whole.read(), whole.num_bytes)
+        if name not in download.files:
+            raise NotFound(f"no file {name[:80]!r} in this checkpoint")
+        return await _stream(request, download.read(name), download.files[name])
+    finally:
+        await download.close()
+
+
+async def _stream(
+    request: web.Request, pieces: AsyncGenerator[bytes | memoryview], num_bytes: int
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    response.content_length = num_bytes
+    await response.prepare(request)
+    if request.method == "HEAD":
+        return response
+    async with aclosing(pieces) as each:
+        async for piece in each:
+            try:
+                async with asyncio.timeout(WRITE_S):
+                    await response.write(piece)
+            except TimeoutError:
+                raise WeftError(f"nothing was read for {WRITE_S:.0f} s", "timeout") from None
+    await response.write_eof()
+    return response
+
+
+def _path_of(call: Call) -> CheckpointPath:
+    parts = call.parts
+    return parse_path(f"weft://{parts['run_id']}/{parts['kind']}/{parts['name']}")
+
+
+_CHECKPOINT = "/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}"
+
+ROUTES = [
+    Route("GET", f"{_CHECKPOINT}/external_weights_urls", external_weights_urls),
+    Route("GET", f"{_CHECKPOINT}/archive", archive),
+]

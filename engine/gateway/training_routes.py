@@ -1,0 +1,320 @@
+"""Routes of training: each post becomes a command of the run, under the SDK's own number."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+
+from ...client.adam import check_adam
+from ...client.answers import read_forward_backward, read_result
+from ...client.batch import Part, build_parts
+from ...client.errors import BadRequest
+from ...client.losses import fill_config, find_loss
+from ...client.messages import (
+    Command,
+    CreateRun,
+    ForwardBackward,
+    LoadState,
+    OptimStep,
+    SaveForSampler,
+    SaveState,
+)
+from ...client.paths import check_name, format_run_id, format_sampler_id
+from ...client.session import check_metadata
+from ...client.ttl import check_ttl
+from ...client.wire import Malformed
+from . import bodies
+from .call import PROTOBUF, Call, Reply, Route, json_reply
+from .futures import Answer
+from .line import Parts
+from .names import from_weft, future_id, request_number, to_weft
+from .passes import peek_pass, read_pass, write_pass
+from .sessions import Session
+
+T = TypeVar("T")
+
+DEFAULT_RANK = 32
+ALPHA = 32.0  # of every adapter; the SDK's config has no field for it
+
+
+async def create_model(call: Call) -> Reply:
+    """A new run."""
+    body = bodies.decode(bodies.CreateModel, call.body)
+    bodies.refuse_unserved(body)
+    session = await call.session(body.session_id)
+    run_id = format_run_id(session.session_id, body.model_seq_id)
+    lora = body.lora_config
+    number = request_number("command", run_id, 0)
+    header = CreateRun(
+        request_id=number,
+        run_id=run_id,
+        seq=0,
+        digest=b"",
+        base_model=body.base_model,
+        rank=lora.rank,
+        alpha=ALPHA,
+        seed=_seed(lora.seed, number),
+        train_attn=lora.train_attn,
+        train_mlp=lora.train_mlp,
+        train_unembed=lora.train_unembed,
+        user_metadata=check_metadata(body.user_metadata),
+    )
+    return _send(call, session, header, lambda _: {"type": "create_model", "model_id": run_id})
+
+
+async def load_weights(call: Call) -> Reply:
+    """A new run from a saved state, or a run that goes back to one."""
+    body = bodies.decode(bodies.LoadWeights, call.body)
+    result = {"type": "load_weights", "path": body.path}
+    if body.session_id is None or body.model_seq_id is None:
+        async with _Numbered(call, bodies.peek(call.body)) as place:
+            bodies.refuse_unserved(body)
+            path = to_weft(body.path)
+            load = partial(LoadState, path=path, with_optimizer=body.optimizer)
+            return _command(call, place, load, lambda _: result)
+    bodies.refuse_unserved(body)
+    session = await call.session(body.session_id)
+    run_id = format_run_id(session.session_id, body.model_seq_id)
+    number = request_number("command", run_id, 0)
+    header = CreateRun(
+        request_id=number,
+        run_id=run_id,
+        seq=0,
+        digest=b"",
+        base_model=body.base_model or "",
+        rank=0,
+        alpha=ALPHA,
+        seed=_seed(None, number),
+        train_attn=True,
+        train_mlp=True,
+        train_unembed=True,
+        from_path=to_weft(body.path),
+        with_optimizer=body.optimizer,
+        user_metadata=check_metadata(body.user_metadata),
+    )
+    return _send(call, session, header, lambda _: {**result, "model_id": run_id})
+
+
+async def get_info(call: Call) -> Reply:
+    """What a run trains."""
+    body = bodies.decode(bodies.GetInfo, call.body)
+    session = await call.owner_of(body.model_id)
+    run = await call.ask("run", body.model_id)
+    card = await session.card("run", body.model_id)
+    return json_reply(
+        {
+            "type": "get_info",
+            "model_id": body.model_id,
+            "model_data": {
+                "arch": card.model_type,
+                "model_name": run["base_model"],
+                "tokenizer_id": card.tokenizer or None,
+            },
+            "optimizer_config": {"type": "adamw"},
+            "is_lora": True,
+            "lora_rank": run["rank"],
+            "model_name": run["base_model"],
+        }
+    )
+
+
+async def forward_backward(call: Call) -> Reply:
+    """A forward_backward or a forward; refused ones use their number up."""
+    async with _Numbered(call, peek_pass(call.body)) as place:
+        asked = read_pass(call.body)
+        card = await place.session.card("run", place.run_id)
+        config = fill_config(find_loss(asked.loss_fn), asked.loss_fn_config)
+        parts = build_parts(asked.data, asked.loss_fn, card, config)
+        number = place.number
+        headers = [
+            ForwardBackward(
+                request_id=number,
+                run_id=place.run_id,
+                seq=place.seq,
+                digest=b"",
+                part=index,
+                num_parts=len(parts),
+                num_datums=len(part.lengths),
+                num_tokens=part.num_tokens,
+                loss_fn=asked.loss_fn,
+                loss_fn_config=config,
+                forward_only=asked.forward_only,
+                arrays=part.arrays,
+            )
+            for index, part in enumerate(parts)
+        ]
+        frames = [part.frames for part in parts]
+        place.session.submit(headers, frames, partial(_write_pass, parts))
+        return json_reply({"request_id": future_id(place.session.session_id, number)})
+
+
+async def optim_step(call: Call) -> Reply:
+    """A step of the optimizer."""
+    async with _Numbered(call, bodies.peek(call.body)) as place:
+        body = bodies.decode(bodies.OptimStep, call.body)
+        bodies.refuse_unserved(body)
+        params = body.adam_params
+        assert params is not None  # the other kind was refused
+        step = partial(OptimStep, **msgspec.structs.asdict(params))
+        finish = _picked("metrics")
+        return _command(call, place, step, finish, check=check_adam)
+
+
+async def save_weights(call: Call) -> Reply:
+    """Save a run's state."""
+    async with _Numbered(call, bodies.peek(call.body)) as place:
+        body = bodies.decode(bodies.SaveWeights, call.body)
+        save = partial(
+            SaveState,
+            name=check_name(body.path or ""),
+            overwrite=body.overwrite,
+            ttl_s=check_ttl(body.ttl_seconds),
+            user_metadata=check_metadata(body.user_metadata),
+        )
+        return _command(call, place, save, _saved("save_weights"))
+
+
+async def save_weights_for_sampler(call: Call) -> Reply:
+    """Freeze a run's weights: under a name, or as a sampler of this session."""
+    kind = "save_weights_for_sampler"
+    async with _Numbered(call, bodies.peek(call.body)) as place:
+        body = bodies.decode(bodies.SaveWeightsForSampler, call.body)
+        bodies.refuse_unserved(body)
+        if (body.path is None) == (body.sampling_session_seq_id is None):
+            raise BadRequest("exactly one of path and sampling_session_seq_id must be given")
+        ttl_s, metadata = check_ttl(body.ttl_seconds), check_metadata(body.user_metadata)
+        if body.sampling_session_seq_id is not None:
+            if ttl_s or metadata:
+                raise BadRequest("ttl_seconds and user_metadata belong to weights with a path")
+            sampler_id = format_sampler_id(place.session.session_id, body.sampling_session_seq_id)
+            freeze = partial(SaveForSampler, sampler_id=sampler_id)
+            result = {"type": kind, "sampling_session_id": sampler_id}
+            return _command(call, place, freeze, lambda _: result)
+        freeze = partial(
+            SaveForSampler,
+            name=check_name(body.path or ""),
+            ttl_s=ttl_s,
+            user_metadata=metadata,
+        )
+        return _command(call, place, freeze, _saved(kind))
+
+
+async def save_weights_external(call: Call) -> Reply:
+    """Keep a run's weights as an adapter whose files can be fetched."""
+    async with _Numbered(call, bodies.peek(call.body)) as place:
+        body = bodies.decode(bodies.SaveWeightsExternal, call.body)
+        bodies.refuse_unserved(body)
+        save = partial(
+            SaveForSampler,
+            name=check_name(body.path or ""),
+            is_external=True,
+            ttl_s=check_ttl(body.ttl_seconds),
+        )
+        finish = _saved("save_weights_external")
+        return _command(call, place, save, finish)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a command belongs."""
+
+    session: Session
+    run_id: str
+    seq: int
+
+    @property
+    def number(self) -> int:
+        """Of the request at the broker."""
+        return request_number("command", self.run_id, self.seq)
+
+
+class _Numbered:
+    """Finds the run of a command; uses its number up when what is inside refuses it.
+
+    Args:
+        call: whose body it is.
+        found: run and number, as far as they can be read; None: the block will say what is wrong.
+    """
+
+    def __init__(self, call: Call, found: tuple[str, int] | None) -> None:
+        self._call = call
+        self._found = found
+        self._place: _Place | None = None
+
+    async def __aenter__(self) -> _Place:
+        if self._found is None:
+            raise Malformed("the body names no model_id and seq_id")
+        run_id, seq = self._found
+        if not 1 <= seq < 2**31:
+            raise BadRequest(f"seq_id is {seq}, not at least 1")
+        self._call.fields["run_id"] = run_id[:80]
+        self._place = _Place(await self._call.owner_of(run_id), run_id, seq)
+        return self._place
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BadRequest) and self._place is not None:
+            self._place.session.line.void(self._place.run_id, self._place.seq)
+
+
+def _command(
+    call: Call,
+    place: _Place,
+    make: Callable[..., Command],
+    finish: Callable[[dict[str, Any]], dict[str, Any]],
+    check: Callable[[Any], None] = lambda header: None,
+) -> Reply:
+    header = make(request_id=place.number, run_id=place.run_id, seq=place.seq, digest=b"")
+    check(header)
+    return _send(call, place.session, header, finish)
+
+
+def _send(
+    call: Call,
+    session: Session,
+    header: Command,
+    finish: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Reply:
+    """Send a command without arrays; `finish` makes the SDK's result of the broker's."""
+
+    def convert(parts: Parts) -> Answer:
+        return Answer(msgspec.json.encode(finish(read_result(parts))))
+
+    session.submit([header], [()], convert)
+    call.fields["run_id"] = header.run_id
+    reply = {"request_id": future_id(session.session_id, header.request_id)}
+    return json_reply(reply)
+
+
+def _saved(kind: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def finish(result: dict[str, Any]) -> dict[str, Any]:
+        told = {"type": kind, "path": from_weft(result["path"])}
+        return {**told, "size_bytes": result["size_bytes"]} if "size_bytes" in result else told
+
+    return finish
+
+
+def _picked(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda result: {name: result[name]}
+
+
+def _write_pass(sent: list[Part], parts: Parts) -> Answer:
+    return Answer(write_pass(read_forward_backward(parts, sent)), PROTOBUF)
+
+
+def _seed(seed: int | None, number: int) -> int:
+    """The seed asked for, or one that a repeat of the post draws again."""
+    return number & 0xFFFF_FFFF if seed is None else seed
+
+
+ROUTES = [
+    Route("POST", "/api/v1/create_model", create_model),
+    Route("POST", "/api/v1/load_weights", load_weights),
+    Route("POST", "/api/v1/get_info", get_info),
+    Route("POST", "/api/v1/forward_backward", forward_backward),
+    Route("POST", "/api/v1/optim_step", optim_step),
+    Route("POST", "/api/v1/save_weights", save_weights),
+    Route("POST", "/api/v1/save_weights_for_sampler", save_weights_for_sampler),
+    Route("POST", "/api/v1/save_weights_external", save_weights_external),
+]

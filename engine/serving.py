@@ -1,0 +1,138 @@
+"""An engine and, where asked for, an HTTP gateway in a process beside it."""
+
+import secrets
+import tempfile
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from ..client.errors import BadRequest, WeftError
+from .embedded import Engine, socket_folder
+from .gateway.config import GatewayConfig, is_loopback
+from .gateway.launch import GatewayProcess
+
+
+class Server:
+    """What `weft serve` runs: an isolated engine, and a gateway if `http` is given.
+
+        with Server("weft/tiny", http="127.0.0.1:0") as server:
+            print(server.url)
+
+    Args:
+        model: see `Engine`.
+        http: host and port of the gateway, port 0 takes any; "" runs none.
+        tls_cert, tls_key, public_url: see `GatewayConfig`.
+        listen, insecure, state_dir, on_progress: see `Engine`.
+        log_format, log_level: of the gateway's process.
+        worker_settings: fields of `WorkerConfig`.
+
+    Raises:
+        WeftError: the model cannot be loaded, or an address is taken or not allowed.
+    """
+
+    def __init__(
+        self,
+        model: str = "weft/tiny",
+        *,
+        http: str = "",
+        tls_cert: str = "",
+        tls_key: str = "",
+        public_url: str = "",
+        listen: Sequence[str] = (),
+        insecure: bool = False,
+        state_dir: str = "",
+        on_progress: Callable[[str, float], None] | None = None,
+        log_format: str = "text",
+        log_level: str = "warning",
+        **worker_settings: Any,
+    ) -> None:
+        self._gateway: GatewayProcess | None = None
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
+        operator_key = f"tml-{secrets.token_urlsafe(32)}"
+        config: GatewayConfig | None = None
+        if http:
+            self._sockets = socket_folder()
+            broker = f"ipc://{self._sockets.name}/front"
+            config = GatewayConfig(
+                broker=broker,
+                listen=http,
+                api_key=operator_key,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                insecure=insecure,
+                public_url=public_url,
+            )
+            listen = [*listen, broker]
+        self.engine = Engine(
+            model,
+            isolate=True,
+            listen=listen,
+            insecure=insecure,
+            state_dir=state_dir,
+            operator_key=operator_key,
+            on_progress=on_progress,
+            **worker_settings,
+        )
+        try:
+            if config is not None:
+                self._check_keys(config)
+                self._gateway = GatewayProcess(config, log_format=log_format, log_level=log_level)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where native clients connect."""
+        addresses = self.engine.addresses
+        return addresses if self._sockets is None else addresses[:-1]
+
+    @property
+    def url(self) -> str:
+        """Where the official SDK connects; "" without a gateway."""
+        return "" if self._gateway is None else self._gateway.url
+
+    @property
+    def gateway_pid(self) -> int | None:
+        """Process id of the gateway that runs now."""
+        return None if self._gateway is None else self._gateway.pid
+
+    @property
+    def failure(self) -> WeftError | None:
+        """Why nothing is served any more, once that is so."""
+        if self._gateway is not None and self._gateway.failure is not None:
+            return self._gateway.failure
+        return self.engine.failure
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether everything runs, or is being started again."""
+        return self.engine.is_healthy and self.failure is None
+
+    def close(self) -> None:
+        """End the gateway, then the engine. Safe to repeat."""
+        if self._gateway is not None:
+            self._gateway.close()
+        self.engine.close()
+        if self._sockets is not None:
+            self._sockets.cleanup()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_keys(self, config: GatewayConfig) -> None:
+        """Without keys everybody is the same tenant, so nobody from outside may come in."""
+        is_open = self.engine.keys.secrets() is None and not config.insecure
+        if is_open and not is_loopback(config.address[0]):
+            raise BadRequest(
+                f"{config.listen} can be reached from other machines, and there are no API keys; "
+                "make one with `weft key create`, or pass --insecure"
+            )
