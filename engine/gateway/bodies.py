@@ -34,29 +34,29 @@ class Body(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
 # --- sessions -------------------------------------------------------------------------------------
 
 
-class ClientConfig(Body):
+class ClientConfig(Body, kw_only=True):
     sdk_version: str
 
 
-class CreateSession(Body):
+class CreateSession(Body, kw_only=True):
     tags: list[str]
-    user_metadata: Metadata | None = None
     sdk_version: str
+    user_metadata: Metadata | None = None
     project_id: str | None = None
     display_name: str | None = None
     type: Literal["create_session"] = "create_session"
 
 
-class SessionHeartbeat(Body):
+class SessionHeartbeat(Body, kw_only=True):
     session_id: str
     type: Literal["session_heartbeat"] = "session_heartbeat"
 
 
-class FinishReason(Body):
+class FinishReason(Body, kw_only=True):
     type: Literal["success", "errored", "interrupted"]
 
 
-class FinishSession(Body):
+class FinishSession(Body, kw_only=True):
     reason: FinishReason
     detail: str | None = None
 
@@ -64,7 +64,7 @@ class FinishSession(Body):
 # --- training -------------------------------------------------------------------------------------
 
 
-class LoraConfig(Body):
+class LoraConfig(Body, kw_only=True):
     rank: int
     seed: int | None = None
     train_unembed: bool = True
@@ -72,7 +72,7 @@ class LoraConfig(Body):
     train_attn: bool = True
 
 
-class AdamParams(Body):
+class AdamParams(Body, kw_only=True):
     learning_rate: float = 0.0001
     beta1: float = 0.9
     beta2: float = 0.95
@@ -81,22 +81,22 @@ class AdamParams(Body):
     grad_clip_norm: float = 0.0
 
 
-class CreateModel(Body):
+class CreateModel(Body, kw_only=True):
     session_id: str
     model_seq_id: Number
     base_model: str
-    user_metadata: Metadata | None = None
     lora_config: LoraConfig  # without, the SDK would mean all weights
+    user_metadata: Metadata | None = None
     optimizer_config: Anything | None = None
     type: Literal["create_model"] = "create_model"
 
 
-class GetInfo(Body):
+class GetInfo(Body, kw_only=True):
     model_id: str
     type: Literal["get_info"] = "get_info"
 
 
-class OptimStep(Body):
+class OptimStep(Body, kw_only=True):
     """One of the two kinds of params is there."""
 
     model_id: str
@@ -110,7 +110,7 @@ class OptimStep(Body):
             raise ValueError("exactly one of `adam_params` and `optimizer_params` is needed")
 
 
-class SaveWeights(Body):
+class SaveWeights(Body, kw_only=True):
     model_id: str
     path: str | None = None  # a name
     seq_id: Seq | None = None
@@ -120,17 +120,17 @@ class SaveWeights(Body):
     type: Literal["save_weights"] = "save_weights"
 
 
-class LoadWeights(Body):
+class LoadWeights(Body, kw_only=True):
     """Into a run, or as the first request of a new one, which may have what a new one may."""
 
+    path: str
+    optimizer: bool
     model_id: str | None = None
     seq_id: Seq | None = None
     session_id: str | None = None
     model_seq_id: Number | None = None
     base_model: str | None = None
     user_metadata: Metadata | None = None
-    path: str
-    optimizer: bool
     optimizer_config: Anything | None = None
     weights_access_token: str | None = None
     type: Literal["load_weights"] = "load_weights"
@@ -151,7 +151,7 @@ class LoadWeights(Body):
                     raise ValueError(f"`{name}` is of a new run, and `model_id` names one")
 
 
-class SaveWeightsForSampler(Body):
+class SaveWeightsForSampler(Body, kw_only=True):
     model_id: str
     path: str | None = None  # a name
     sampling_session_seq_id: Number | None = None
@@ -162,7 +162,7 @@ class SaveWeightsForSampler(Body):
     type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
 
 
-class SaveWeightsExternal(Body):
+class SaveWeightsExternal(Body, kw_only=True):
     model_id: str
     path: str  # a name
     seq_id: Seq | None = None
@@ -174,7 +174,7 @@ class SaveWeightsExternal(Body):
 # --- sampling -------------------------------------------------------------------------------------
 
 
-class CreateSamplingSession(Body):
+class CreateSamplingSession(Body, kw_only=True):
     session_id: str
     sampling_session_seq_id: Number
     base_model: str | None = None
@@ -182,36 +182,36 @@ class CreateSamplingSession(Body):
     type: Literal["create_sampling_session"] = "create_sampling_session"
 
 
-class JoinSamplingSession(Body):
+class JoinSamplingSession(Body, kw_only=True):
     sampling_session_id: str
     type: Literal["join_sampling_session"] = "join_sampling_session"
 
 
-class EncodedTextChunk(Body, tag_field="type", tag="encoded_text"):
+class EncodedTextChunk(Body, tag_field="type", tag="encoded_text", kw_only=True):
     tokens: list[int]
 
 
-class ImageChunk(Body, tag_field="type", tag="image"):
+class ImageChunk(Body, tag_field="type", tag="image", kw_only=True):
     data: str
     format: str
     expected_tokens: int | None = None
 
 
-class ImageAssetPointerChunk(Body, tag_field="type", tag="image_asset_pointer"):
+class ImageAssetPointerChunk(Body, tag_field="type", tag="image_asset_pointer", kw_only=True):
     location: str
     format: str
     expected_tokens: int | None = None
 
 
-class DmelChunk(Body, tag_field="type", tag="dmel"):
+class DmelChunk(Body, tag_field="type", tag="dmel", kw_only=True):
     dmel: str
 
 
-class ModelInput(Body):
+class ModelInput(Body, kw_only=True):
     chunks: list[EncodedTextChunk | ImageChunk | ImageAssetPointerChunk | DmelChunk]
 
 
-class SamplingParams(Body):
+class SamplingParams(Body, kw_only=True):
     max_tokens: int | None = None
     seed: int | None = None
     stop: str | list[str | int] | None = None
@@ -220,7 +220,7 @@ class SamplingParams(Body):
     top_p: float = 1.0
 
 
-class Tensor(Body):
+class Tensor(Body, kw_only=True):
     data: list[int | float]
     dtype: Literal["int64", "float32"]
     shape: list[Seq] | None = None
@@ -228,14 +228,14 @@ class Tensor(Body):
     sparse_col_indices: list[int] | None = None
 
 
-class Sample(Body):
-    num_samples: int = 1
+class Sample(Body, kw_only=True):
     prompt: ModelInput
     sampling_params: SamplingParams
-    base_model: str | None = None
-    model_path: str | None = None
     sampling_session_id: str
     seq_id: Seq
+    num_samples: int = 1
+    base_model: str | None = None
+    model_path: str | None = None
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
@@ -249,44 +249,44 @@ class Sample(Body):
 # --- futures --------------------------------------------------------------------------------------
 
 
-class RetrieveFuture(Body):
+class RetrieveFuture(Body, kw_only=True):
     request_id: str
     allow_metadata_only: bool = False
 
 
-class FuturesTarget(Body):
-    type: Literal["sampling_session"] = "sampling_session"
+class FuturesTarget(Body, kw_only=True):
     sampling_session_id: str
+    type: Literal["sampling_session"] = "sampling_session"
     cloned_sampler_id: Seq = 0
 
 
-class RetrieveFutures(Body):
+class RetrieveFutures(Body, kw_only=True):
     target: FuturesTarget
     prev_cursor: Seq = 0
     timeout: float | None = None  # 0: only what `retrieved_request_ids` says; None: a long poll
     retrieved_request_ids: list[str] = []
 
 
-class CancelFuture(Body):
+class CancelFuture(Body, kw_only=True):
     request_id: str
 
 
 # --- what is kept ---------------------------------------------------------------------------------
 
 
-class WeightsInfo(Body):
+class WeightsInfo(Body, kw_only=True):
     tinker_path: str
 
 
-class SetTtl(Body):
+class SetTtl(Body, kw_only=True):
     ttl_seconds: int | None  # None: for ever
 
 
-class CopyWeights(Body):
+class CopyWeights(Body, kw_only=True):
+    source_path: str
     session_id: str | None = None
     model_seq_id: Number | None = None
     destination_project_id: str | None = None
-    source_path: str
     ttl_seconds: int | None = None
     weights_access_token: str | None = None
 

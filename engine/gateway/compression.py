@@ -53,7 +53,7 @@ def _unpack(body: bytes, max_bytes: int) -> bytes:
     raise BadRequest(f"a zstd body of more than {_MAX_FRAMES} frames", "too_large")
 
 
-def _unpack_step(frame: zstandard.ZstdDecompressionObj, step: Buffer) -> bytes:
+def _unpack_step(frame: "zstandard.ZstdDecompressionObj", step: Buffer) -> bytes:
     try:
         return frame.decompress(step)
     except zstandard.ZstdError as error:

@@ -12,13 +12,13 @@ from .errors import Unserved
 T = TypeVar("T", bound=Body)
 
 
-class Scope(Body):
+class Scope(Body, kw_only=True):
     """Of one thing. Both scopes are the same here: what is public is reached by its path alone."""
 
     access_scope: Literal["owned", "accessible"] = "owned"
 
 
-class Page(Scope):
+class Page(Scope, kw_only=True):
     """Of a list."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
