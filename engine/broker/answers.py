@@ -149,6 +149,8 @@ class Answers:
         session = work.session
         metrics = self._books.metrics
         metrics.outcome(work.header.kind, work.code)
+        if work.code:
+            self._books.failures.add(work.code, session.tenant, work.ids())
         if work.arrived:  # otherwise it was never whole, or was answered at once
             metrics.took(work.header.kind, self._books.now - work.arrived)
         self.deliver(session, work.request_id, work)

@@ -7,7 +7,8 @@ from ...client.errors import sentence
 from ...client.messages import Event, Failure, Reply
 from .catalog import Catalog
 from .config import BrokerConfig
-from .events import Action, ToClient
+from .events import Action, Noted, ToClient
+from .failures import Failures
 from .leases import Phase, Run, Sampler, Workers
 from .metrics import Metrics
 from .sessions import Session, Sessions
@@ -31,7 +32,9 @@ class Books:
         self.is_stopping = False
         self.num_jobs = 0  # that the store has not done
         self.metrics = Metrics()
+        self.failures = Failures()
         self.started = 0.0  # seconds since the epoch
+        self.logs_requests = False
         self.stop_by = 0.0  # when nothing is waited for any more, while it stops
 
     def end_run(self, run: Run, phase: Phase, code: str, detail: str) -> None:
@@ -44,6 +47,9 @@ class Books:
         self.ended_runs.append(run)
         if len(self.ended_runs) > self.config.total_runs:
             self.runs.pop(self.ended_runs.popleft().run_id, None)
+        name = "run_lost" if phase is Phase.LOST else "run_ended"
+        ids = {"run_id": run.run_id, "session_id": run.session.session_id, "code": code}
+        self.note(name, run.tenant, ids)
 
     def success(self, request_id: int, result: dict[str, Any]) -> Reply:
         """Build the broker's own answer to a request."""
@@ -68,8 +74,21 @@ class Books:
             request_id=request_id, code=code, detail=sentence(detail), retry_after_s=retry_after_s
         )
 
+    @property
+    def tells_requests(self) -> bool:
+        """Whether anybody wants to hear of single requests."""
+        return self.logs_requests or bool(self.sessions.watchers)
+
+    def log(self, name: str, tenant: str, fields: dict[str, Any]) -> None:
+        """Tell the log."""
+        self.actions.append(Noted(name, tenant, fields))
+
     def note(self, name: str, tenant: str, fields: dict[str, Any]) -> None:
-        """Tell those who watch; a tenant sees its own events and those of the workers ("")."""
+        """Tell the log and those who watch.
+
+        A tenant sees its own events and those of the workers ("").
+        """
+        self.log(name, tenant, fields)
         for session in self.sessions.watchers:
             if session.peer is not None and tenant in ("", session.tenant):
                 session.last_sent = self.now

@@ -106,6 +106,7 @@ class BrokerCore:
         keys: KeyBook | None = None,
         wall_offset: float = 0.0,
         started: float = 0.0,
+        logs_requests: bool = False,
     ) -> None:
         """
         Args:
@@ -115,12 +116,14 @@ class BrokerCore:
             keys: whose an API key is; None: whoever comes is the tenant `local`.
             wall_offset: to be added to the `now` of events for seconds since the epoch.
             started: seconds since the epoch at its start.
+            logs_requests: tell the log of single requests, too.
         """
         self._config = config
         self._secret = secret
         self._books = Books(config)
         self._books.wall_offset = wall_offset
         self._books.started = started
+        self._books.logs_requests = logs_requests
         self._greeting = Greeting(self._books, keys or KeyBook(), server)
         self._answers = Answers(self._books)
         self._outcomes = Outcomes(self._books, self._answers)
@@ -229,11 +232,20 @@ class BrokerCore:
                 check_operator(header)
             handler(session, message, header)
         except WeftError as error:
-            self._books.metrics.outcome(header.kind, error.code)
+            self._refused(session, header, error.code)
             self._books.refuse(session, _request_id(header), error.code, str(error))
         else:
             if self._is_answered_at_once(session, header):
                 self._books.metrics.outcome(header.kind, "")
+
+    def _refused(self, session: Session, header: Header, code: str) -> None:
+        """Count a request that is refused and not remembered, and tell the log."""
+        books = self._books
+        books.metrics.outcome(header.kind, code)
+        ids = {"kind": header.kind, "request_id": _request_id(header), "lane": session.lane}
+        books.failures.add(code, session.tenant, ids)
+        if books.logs_requests:
+            books.log("refused", session.tenant, {**ids, "code": code})
 
     def _is_answered_at_once(self, session: Session, header: Header) -> bool:
         """Whether a request that was not refused is not remembered, and the store has none of it."""
@@ -379,6 +391,8 @@ class BrokerCore:
             books.wall_offset = event.wall_offset
         self._answers.expire()
         self._filing.tick()
+        for tenant, fields in books.failures.take():
+            books.log("failures", tenant, fields)
         self._greeting.tick()
         for session in list(books.sessions.by_id.values()):
             if books.now - session.last_heard > config.session_ttl_s:

@@ -335,9 +335,8 @@ class Dispatcher:
             worker.samplers[work.sampler.sampler_id] = work.sampler
         elif work.fork is not None and work.fork.phase is Phase.OPENING:
             self._lease(work.fork, worker)
-        if self._books.sessions.watchers:
-            fields = {"kind": work.header.kind, "lane": work.lane, "request_id": work.request_id}
-            self._books.note("dispatched", work.session.tenant, fields)
+        if self._books.tells_requests:
+            self._books.note("dispatched", work.session.tenant, work.ids())
 
     def _finish(self, worker: Worker, work: Work) -> Window | None:
         """Take a request off a worker and give its credit back."""

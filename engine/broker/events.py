@@ -4,8 +4,8 @@ A frame is opaque here: bytes, or whatever the shell received. The first frame o
 encoded header, in bytes.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from ...client.messages import Header
 from ..files.checkpoint import Checkpoint
@@ -177,6 +177,14 @@ class StoreJob(NamedTuple):
     job: Job
 
 
+class Noted(NamedTuple):
+    """Something for the log; `tenant` is whose it is, "" for the workers'."""
+
+    name: str
+    tenant: str
+    fields: Mapping[str, Any]
+
+
 class WorkerLost(NamedTuple):
     """The worker has lost its leases: whoever started it may end it, and start another."""
 
@@ -188,4 +196,4 @@ class Finished(NamedTuple):
     """The broker has stopped; nothing more will be sent."""
 
 
-Action = ToClient | ToWorker | Persist | StoreJob | WorkerLost | Finished
+Action = ToClient | ToWorker | Persist | StoreJob | Noted | WorkerLost | Finished

@@ -73,8 +73,8 @@ class Outcomes:
             later = [call for call in failed_calls if call[0] > work.seq]
             failed_calls.clear()
             failed_calls.extend(later)
-        if self._books.sessions.watchers:
-            self._note("done", work, {})
+        if self._books.tells_requests:
+            self._books.note("done", work.session.tenant, work.ids())
 
     def failed(self, work: Work, code: str, detail: str) -> None:
         """A request has failed, here or on a worker."""
@@ -95,8 +95,9 @@ class Outcomes:
                 self.drop_sampler(sampler, code, f"its sampler was not opened: {detail}")
         if run is not None:
             self.release(run)
-        if self._books.sessions.watchers:
-            self._note("failed", work, {"code": code, "detail": sentence(detail)})
+        if self._books.tells_requests:
+            fields = work.ids() | {"code": code, "detail": sentence(detail)}
+            self._books.note("failed", work.session.tenant, fields)
 
     def fail_held(self, run: Run, code: str, detail: str) -> None:
         """Fail the commands of a run that are not yet due."""
@@ -249,12 +250,6 @@ class Outcomes:
             expires=float(result.get("expires", 0.0)),
         )
         self._books.catalog.add(checkpoint)
-
-    def _note(self, name: str, work: Work, fields: dict[str, Any]) -> None:
-        known = {"kind": work.header.kind, "lane": work.lane, "request_id": work.request_id}
-        if work.run is not None:
-            known |= {"run_id": work.run.run_id, "seq": work.seq}
-        self._books.note(name, work.session.tenant, known | fields)
 
 
 def _with_failed_calls(run: Run, work: Work, code: str, detail: str) -> str:

@@ -43,6 +43,7 @@ from .events import (
     Event,
     KeysChanged,
     MalformedMessage,
+    Noted,
     NoWorker,
     Persist,
     Persisted,
@@ -63,6 +64,7 @@ from .key_book import Insiders, KeyBook
 from .key_store import KeyStore
 from .key_watch import KeyWatch
 from .reading import RawFrame, read_client, read_worker, receive, send
+from .telling import logs_requests, tell
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +136,7 @@ class Broker:
             keys=self._key_book(),
             wall_offset=_wall_offset(),
             started=time.time(),
+            logs_requests=logs_requests(),
         )
         self._owns_context = context is None
         self._context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()
@@ -333,6 +336,8 @@ class Broker:
             self._journal.append(*cast(Persist, action))
         elif kind is StoreJob:
             self._store.submit(*cast(StoreJob, action))
+        elif kind is Noted:
+            tell(cast(Noted, action))
         elif kind is WorkerLost:
             if self._on_lost is not None:
                 self._on_lost(cast(WorkerLost, action).worker_id)

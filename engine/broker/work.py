@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...client.limits import limit
 from ...client.messages import Failure, ForwardBackward, Header, ModelCard, Request, Sample
@@ -129,6 +129,11 @@ class Work:
         else:
             self.weight = REQUEST_WEIGHT
         return self.weight
+
+    def ids(self) -> dict[str, Any]:
+        """What names it, for events and the log."""
+        ids = {"kind": self.header.kind, "lane": self.lane, "request_id": self.request_id}
+        return ids if self.run is None else ids | {"run_id": self.run.run_id, "seq": self.seq}
 
     @property
     def is_waiting(self) -> bool:

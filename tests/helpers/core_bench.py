@@ -26,6 +26,7 @@ from weft.engine.broker.events import (
     Action,
     ClientMessage,
     Event,
+    Noted,
     Persist,
     Persisted,
     Tick,
@@ -66,7 +67,7 @@ class CoreBench:
         tenant_of: Callable[[str], str | None] | None = None,
         **settings: Any,
     ) -> None:
-        names = ("secret", "keys", "wall_offset")
+        names = ("secret", "keys", "wall_offset", "started", "logs_requests")
         others = {name: settings.pop(name) for name in names if name in settings}
         if tenant_of is not None:
             others["keys"] = key_book(tenant_of)
@@ -74,6 +75,7 @@ class CoreBench:
         self.now = 1000.0
         self.persists = persists  # Persist is answered at once, and not shown
         self.dispatches: list[tuple[Dispatch, Header]] = []
+        self.noted: list[Noted] = []  # what the log is told, which is not shown among the actions
 
     def handle(self, event: Event) -> list[Action]:
         """Let the core take an event, and its own Persists."""
@@ -150,7 +152,8 @@ class CoreBench:
         for action in actions:
             if isinstance(action, ToWorker) and isinstance(action.header, Dispatch):
                 self.dispatches.append((action.header, wire.decode(action.frames[0])))  # type: ignore[arg-type]
-        return actions
+        self.noted += [action for action in actions if isinstance(action, Noted)]
+        return [action for action in actions if not isinstance(action, Noted)]
 
 
 def ready_bench(**settings: Any) -> CoreBench:

@@ -193,7 +193,7 @@ def test_a_watcher_is_told_what_happens() -> None:
     assert events(bench.finish()) == ["run_created", "done"]
     bench.say(optim_step(1))
     assert events(bench.fail("no_gradients")) == ["failed"]
-    assert events(bench.handle(WorkerGone("w0", "it died"))) == ["worker_lost"]
+    assert events(bench.handle(WorkerGone("w0", "it died"))) == ["run_lost", "worker_lost"]
     bench.say(Watch(request_id=10, enabled=False))
     assert events(bench.add_worker()) == []
 
@@ -203,7 +203,8 @@ def test_the_event_of_a_dispatch_names_its_lane() -> None:
     bench.say(Watch(request_id=9, enabled=True))
     actions: list[Any] = bench.say(optim_step(1))
     fields = next(item.header.fields for item in actions if item.header.kind == "event")
-    assert fields == {"kind": "optim_step", "lane": LANE, "request_id": 11}
+    ids = {"run_id": RUN, "seq": 1, "request_id": 11}
+    assert fields == {"kind": "optim_step", "lane": LANE, **ids}
 
 
 def test_a_watcher_sees_nothing_of_other_tenants() -> None:
