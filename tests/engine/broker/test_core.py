@@ -7,6 +7,7 @@ from core_bench import (
     CARD,
     CLIENT,
     LANE,
+    RUN,
     OTHER,
     WORKER,
     CoreBench,
