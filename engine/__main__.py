@@ -3,7 +3,6 @@ weft gateway."""
 
 import argparse
 import importlib.util
-import logging
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from ..client.waiting import describe_phase
 from ..client.waiting_line import WaitingLine
 from .http_command import add_gateway_command, add_http_options, require_gateway, serve_gateway
 from .key_command import add_key_commands, add_state_option, answer, state_folder
+from .logs import add_log_options, set_up_logs
 from .status_table import status_lines
 from .worker.config import DEVICES, DTYPES, MODELLING, WorkerConfig
 
@@ -41,10 +41,9 @@ WORKER_HELPS: dict[str, tuple[str, dict[str, Any]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of the user are one sentence on stderr."""
     parsed = build_parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO if parsed.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    if not getattr(parsed, "log_level", ""):
+        parsed.log_level = "info" if parsed.verbose else "warning"
+    set_up_logs(getattr(parsed, "log_format", "text"), parsed.log_level)
     try:
         return int(parsed.run(parsed))
     except WeftError as error:
@@ -84,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--http", metavar="HOST:PORT", default="", help="serve the official tinker SDK there, too"
     )
     add_http_options(serve)
+    add_log_options(serve)
     add_state_option(serve)
     add_worker_arguments(serve)
     serve.set_defaults(run=run_serve)

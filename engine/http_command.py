@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ..client.environment import api_key, server_address
 from ..client.errors import WeftError
 from .gateway.config import GatewayConfig
+from .logs import add_log_options
 
 NEEDED = ("aiohttp", "msgspec", "prometheus_client", "zstandard")
 DEFAULT_LISTEN = "127.0.0.1:8080"
@@ -37,6 +38,7 @@ def add_gateway_command(
         "--insecure", action="store_true", help="allow plain HTTP that other machines reach"
     )
     add_http_options(gateway)
+    add_log_options(gateway)
     gateway.set_defaults(run=run)
 
 

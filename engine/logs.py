@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -77,6 +78,12 @@ def set_up_logs(
     handler.addFilter(_is_ours_or_grave)
     root.addHandler(handler)
     root.setLevel(level.upper())
+
+
+def add_log_options(parser: ArgumentParser) -> None:
+    """Options of a command that serves; `log_level` is "" unless given."""
+    parser.add_argument("--log-format", choices=FORMATS, default="text", help="of lines on stderr")
+    parser.add_argument("--log-level", choices=LEVELS, default="", help="warning unless given")
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -23,7 +23,7 @@ class Server:
         http: host and port of the gateway, port 0 takes any; "" runs none.
         tls_cert, tls_key, public_url: see `GatewayConfig`.
         listen, insecure, state_dir, on_progress: see `Engine`.
-        log_format, log_level: of the gateway's process.
+        log_format, log_level: of the processes beside this one.
         worker_settings: fields of `WorkerConfig`.
 
     Raises:
@@ -71,6 +71,8 @@ class Server:
             state_dir=state_dir,
             operator_key=operator_key,
             on_progress=on_progress,
+            log_format=log_format,
+            log_level=log_level,
             **worker_settings,
         )
         try:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ...client.errors import BadRequest
+from ..logs import FORMATS, LEVELS
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda")
@@ -28,6 +29,8 @@ class WorkerConfig:
     max_pages: int = 0  # of 16 tokens in the KV cache; 0 is what the plan grants, at most 16384
     is_fused: bool = True  # False computes one run at a time, for comparison
     num_threads: int = 0  # 0 decides by cores
+    log_format: str = "text"  # of a worker in a process of its own
+    log_level: str = "warning"
 
     def __post_init__(self) -> None:
         if self.device not in ("", *DEVICES):
@@ -36,6 +39,10 @@ class WorkerConfig:
             raise BadRequest(f"dtype is {self.dtype!r}, not one of {', '.join(DTYPES)}")
         if self.modelling not in MODELLING:
             raise BadRequest(f"modelling is {self.modelling!r}, not one of {', '.join(MODELLING)}")
+        if self.log_format not in FORMATS:
+            raise BadRequest(f"log_format is {self.log_format!r}, not one of {', '.join(FORMATS)}")
+        if self.log_level not in LEVELS:
+            raise BadRequest(f"log_level is {self.log_level!r}, not one of {', '.join(LEVELS)}")
         for name in ("batch_tokens", "unit_tokens"):
             if getattr(self, name) < 1:
                 raise BadRequest(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -22,6 +22,7 @@ from ...client.errors import WeftError
 from ...client.messages import PROTOCOL_VERSION
 from ...client.worker_messages import WorkerHello, WorkerReady
 from ..files.sites import limit_spans
+from ..logs import set_up_logs
 from ..trace import Trace
 from .config import WorkerConfig
 from .network import Network, Stopped
@@ -108,8 +109,8 @@ def main() -> int:
     """Entry of a spawned worker process; returns its exit status."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the terminal's signals are for the parent
-    logging.basicConfig(level=logging.WARNING, format="worker: %(levelname)s %(message)s")
     assignment = Assignment.from_json(sys.stdin.readline())
+    set_up_logs(assignment.config.log_format, assignment.config.log_level, who="worker")
     threading.Thread(target=_exit_with_parent, name="weft-parent", daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
