@@ -31,6 +31,13 @@ def many_target_logprobs_(
     return target_logits_C - top_C + peak_C, logprobs_M
 
 
+def pair_logprobs_(logits_CV: Tensor, rows_M: Tensor, targets_M: Tensor) -> Tensor:
+    """The same for any pairs of a row and a target, [M] float32."""
+    logits_M = logits_CV[rows_M, targets_M]
+    top_C, peak_C = _normalise_(logits_CV)
+    return logits_M - top_C.index_select(0, rows_M) + peak_C.index_select(0, rows_M)
+
+
 def _normalise_(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
     """Turn logits into probabilities; returns the largest logit and log of the largest of these."""
     top_C = logits_CV.amax(1)

@@ -16,11 +16,12 @@ from ..adapters.store import AdapterStore
 from ..faults import is_out_of_memory
 from ..model.base import BaseModel
 from .admission import Admission, Entry, Start
+from .prompt_scoring import PromptScoring
 from .requests import SampleDone, SampleFailed, SampleRequest
-from .sample_head import StepResult
 from .sample_state import Active, Holder, Sample
 from .sample_step import Piece
 from .sampler import stream_of
+from .step_result import PieceResult, StepResult
 from .stopping import Decode, Stopping, StopStrings, max_new_tokens
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class BaseGenerator(ABC):
         if request.version is not None:
             self._store.retain(request.version)
         owned = replace(request, tokens=np.array(request.tokens, np.int64))
-        self._active[request.key] = Active(owned, samples, len(samples))
+        self._active[request.key] = Active(owned, samples, len(samples), PromptScoring(owned))
 
     def cancel(self, key: Hashable) -> bool:
         """Forget a request, started or not; it has no outcome. False when it is not known."""
@@ -149,7 +150,6 @@ class BaseGenerator(ABC):
         """Compute tokens first..last - 1 of a prompt; all samples draw after its last one."""
         request = active.request
         is_last = last == len(request.tokens)
-        targets = request.tokens[first + 1 : last + 1]
         piece = Piece(
             version=request.version,
             tokens=request.tokens[first:last],
@@ -158,7 +158,8 @@ class BaseGenerator(ABC):
             settings=(request.temperature, request.top_k, request.top_p),
             streams=tuple(sample.stream for sample in active.samples) if is_last else (),
             position=0,
-            targets=targets if request.prompt_logprobs else targets[:0],
+            top=request.topk_sample_logprobs,
+            scoring=active.scoring.between(first, last),
         )
         return Work(piece, active, None)
 
@@ -173,28 +174,24 @@ class BaseGenerator(ABC):
             settings=(request.temperature, request.top_k, request.top_p),
             streams=(sample.stream,),
             position=len(sample.tokens),
+            top=request.topk_sample_logprobs,
         )
         return Work(piece, active, sample)
 
     def _commit(self, work: Sequence[Work], result: StepResult, outcomes: list[Outcome]) -> None:
         """Take over what the pieces of a step drew."""
         self._count(work)
-        tokens, logprobs = result.tokens_M.tolist(), result.logprobs_M.tolist()
-        is_finite = np.isfinite(result.logprobs_M).tolist()
-        first_draw = first_score = 0
-        for each in work:
-            draws = slice(first_draw, first_draw + len(each.piece.streams))
-            scored = slice(first_score, first_score + len(each.piece.targets))
-            first_draw, first_score = draws.stop, scored.stop
-            key, scores = each.active.request.key, result.scores_R[scored]
+        dealt = result.deal([each.piece for each in work])
+        for each, found in zip(work, dealt, strict=True):
+            key = each.active.request.key
             if key not in self._active:
                 continue
-            if not all(is_finite[draws]) or not np.isfinite(scores).all():
+            if not found.is_finite:
                 detail = "logits are not finite under these weights"
                 self._fail(each.active, SampleFailed(key, "non_finite", detail), outcomes)
                 continue
             try:
-                self._take_over(each, tokens[draws], logprobs[draws], scores)
+                self._take_over(each, found)
             except Exception as error:  # the tokenizer is not ours
                 log.warning("stop strings could not be looked for", exc_info=True)
                 self._fail(each.active, failure_of(key, error), outcomes)
@@ -227,17 +224,19 @@ class BaseGenerator(ABC):
         self._forget(active)
         outcomes.append(failure)
 
-    def _take_over(
-        self, each: Work, tokens: list[int], logprobs: list[float], scores: np.ndarray
-    ) -> None:
+    def _take_over(self, each: Work, found: PieceResult) -> None:
         """Append what one piece drew."""
         active = each.active
         if each.sample is None:
-            active.scores.append(scores)
+            if found.scores is not None:
+                active.scores.append(found.scores)
             active.is_prefilled = bool(each.piece.streams)
-        samples = active.samples[: len(tokens)] if each.sample is None else [each.sample]
-        for sample, token, logprob in zip(samples, tokens, logprobs, strict=True):
-            self._append(active, sample, token, logprob)
+        samples = active.samples[: len(found.tokens)] if each.sample is None else [each.sample]
+        for draw, sample in enumerate(samples):
+            if active.request.topk_sample_logprobs:
+                sample.top_tokens.append(found.top_tokens[draw])
+                sample.top_logprobs.append(found.top_logprobs[draw])
+            self._append(active, sample, found.tokens[draw], found.logprobs[draw])
 
     def _append(self, active: Active, sample: Sample, token: int, logprob: float) -> None:
         sample.tokens.append(token)

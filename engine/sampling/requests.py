@@ -1,7 +1,7 @@
 """What the generator is asked and what it answers. Host records; no device, no model."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,30 @@ from ...client.errors import BadRequest
 from ..adapters.store import WeightsVersion
 
 MIN_TEMPERATURE = 1e-6  # below it, but for 0, tempered logits leave the range of float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptTargets:
+    """Tokens to be scored in place of those of a prompt, from its second on."""
+
+    counts: np.ndarray  # [prompt - 1] integers, how many in place of each
+    tokens: np.ndarray  # integers, end to end
+
+    def check(self, prompt_tokens: int, vocab_size: int) -> None:
+        """Raise BadRequest unless they are so many, and tokens."""
+        counts = self.counts
+        if counts.shape != (prompt_tokens - 1,):
+            raise BadRequest(
+                f"target_counts has shape {list(counts.shape)}, not [{prompt_tokens - 1}]"
+            )
+        if len(counts) and counts.min() < 0:
+            raise BadRequest(f"target_counts holds {counts.min()}")
+        total = int(counts.sum(dtype=np.int64))
+        if self.tokens.shape != (total,):
+            raise BadRequest(
+                f"target_tokens has shape {list(self.tokens.shape)}, target_counts add up to {total}"
+            )
+        _check_tokens("target token", self.tokens, vocab_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,6 +51,11 @@ class SampleRequest:
     stop_tokens: frozenset[int] = frozenset()  # all of them, the model's own included
     stop_strings: tuple[str, ...] = ()
     prompt_logprobs: bool = False
+    prompt_logprobs_last_n: int = 0  # and likeliest tokens, of the last n prompt tokens; 0: of all
+    topk_prompt_logprobs: int = 0  # likeliest tokens to report in place of each prompt token
+    topk_sample_logprobs: int = 0  # the same in place of each token that is drawn
+    prompt_targets: PromptTargets | None = None
+    prompt_alt_tokens_k: int = 0  # tokens to draw in place of each prompt token
     version: WeightsVersion | None = None  # None: the bare base model
 
     def check(self, vocab_size: int) -> None:
@@ -42,13 +71,22 @@ class SampleRequest:
             (self.top_k >= 1 or self.top_k == -1, f"top_k is {self.top_k}, not -1 or at least 1"),
             (0 < self.top_p <= 1, f"top_p is {self.top_p}, not above 0 and at most 1"),
             (all(self.stop_strings), "a stop string is empty"),
+            *(
+                (getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, below 0")
+                for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k")
+            ),
+            (
+                0 <= self.prompt_logprobs_last_n < max(len(self.tokens), 1),
+                f"prompt_logprobs_last_n is {self.prompt_logprobs_last_n} of a prompt of "
+                f"{len(self.tokens)} tokens",
+            ),
         )
         for is_met, complaint in rules:
             if not is_met:
                 raise BadRequest(complaint)
-        for token in (int(self.tokens.min()), int(self.tokens.max())):
-            if not 0 <= token < vocab_size:
-                raise BadRequest(f"token {token} is outside 0 .. {vocab_size - 1}")
+        _check_tokens("token", self.tokens, vocab_size)
+        if self.prompt_targets is not None:
+            self.prompt_targets.check(len(self.tokens), vocab_size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +96,8 @@ class SampledSequence:
     tokens: np.ndarray  # int32
     logprobs: np.ndarray  # float32, see `sampler.draw`
     stop_reason: str  # "stop" or "length"
+    top_tokens: np.ndarray | None = None  # int32 [tokens, k], the likeliest where each was drawn
+    top_logprobs: np.ndarray | None = None  # float32 [tokens, k]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +106,8 @@ class SampleDone:
 
     key: Hashable
     sequences: tuple[SampledSequence, ...]
-    prompt_logprobs: np.ndarray | None = None  # float32 [prompt], at temperature 1, NaN first
+    prompt_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What was asked about the prompt, by its name on the wire; see `messages.Reply`."""
 
     @property
     def num_new_tokens(self) -> int:
@@ -84,9 +125,11 @@ class SampleDone:
             "lengths": np.array(lengths, np.int32),
             "logprobs": np.concatenate([sequence.logprobs for sequence in self.sequences]),
         }
-        if self.prompt_logprobs is not None:
-            arrays["prompt_logprobs"] = self.prompt_logprobs
-        return arrays
+        for name in ("tokens", "logprobs"):
+            top = [getattr(sequence, f"top_{name}") for sequence in self.sequences]
+            if top[0] is not None:
+                arrays[f"topk_sample_{name}"] = np.concatenate(top)
+        return arrays | dict(self.prompt_arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +139,9 @@ class SampleFailed:
     key: Hashable
     code: str
     detail: str
+
+
+def _check_tokens(what: str, tokens: np.ndarray, vocab_size: int) -> None:
+    for token in (int(tokens.min()), int(tokens.max())) if len(tokens) else ():
+        if not 0 <= token < vocab_size:
+            raise BadRequest(f"{what} {token} is outside 0 .. {vocab_size - 1}")

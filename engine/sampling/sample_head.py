@@ -1,33 +1,26 @@
 """From hidden states to what a step finds: logits of the rows that matter, draws, scores.
 
-T rows, N sequences, M draws, R scored rows, D model width, V vocabulary.
+T rows, N sequences, M draws, D model width, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.head import target_logprobs_
 from ..adapters.store import WeightsVersion
 from ..model.base import BaseModel
 from ..model.layers import capped
 from .bindings import Bindings
 from .sample_step import ROW_MULTIPLE, SampleStep
 from .sampler import Drawn, draw, uniforms
+from .score_rows import score_rows
+from .scoring import Scores
+from .step_result import StepResult
 
 CHUNK_ROWS = 64  # rows of logits held at a time
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepResult:
-    """What a step found; a step that raised has changed nothing that its repetition reads."""
-
-    tokens_M: np.ndarray  # int64
-    logprobs_M: np.ndarray  # float32
-    scores_R: np.ndarray  # float32, logprob of each scored row's target at temperature 1
 
 
 class SampleHead:
@@ -57,9 +50,8 @@ class SampleHead:
             step: the rows of each sequence and unit, and their draws.
             versions: of the step's units.
         """
-        scores_R = self._score(hidden_TD, step, versions)
-        drawn = self._draw(hidden_TD, step, versions)
-        return StepResult(drawn.tokens, drawn.logprobs, scores_R)
+        scores = self._score(hidden_TD, step, versions)
+        return StepResult(self._draw(hidden_TD, step, versions), scores)
 
     def _draw(
         self, hidden_TD: Tensor, step: SampleStep, versions: Sequence[WeightsVersion | None]
@@ -67,38 +59,38 @@ class SampleHead:
         numbers = uniforms(step.streams_M, step.draw_positions_M)
         count = len(numbers)
         if not count:
-            return Drawn(np.empty(0, np.int64), np.empty(0, np.float32))
+            return Drawn.join([])
         rows = self._pad(step.last_rows_N)
         if not np.array_equal(rows, np.arange(len(hidden_TD))):
             hidden_TD = hidden_TD.index_select(0, self._to_device(rows))
         logits_NV = self._logits(hidden_TD, versions, step.unit_sequences_U)
         if count <= CHUNK_ROWS and np.array_equal(step.draw_sequences_M, np.arange(count)):
-            return draw(logits_NV[:count], step.settings_M, numbers)
+            return draw(logits_NV[:count], step.settings_M, numbers, step.top_M)
         pieces: list[Drawn] = []
         for first in range(0, count, CHUNK_ROWS):
             part = slice(first, first + CHUNK_ROWS)
             chosen = self._to_device(step.draw_sequences_M[part])
+            chosen_MV = logits_NV.index_select(0, chosen)
             pieces.append(
-                draw(logits_NV.index_select(0, chosen), step.settings_M.part(part), numbers[part])
+                draw(chosen_MV, step.settings_M.part(part), numbers[part], step.top_M[part])
             )
-        return Drawn(
-            np.concatenate([piece.tokens for piece in pieces]),
-            np.concatenate([piece.logprobs for piece in pieces]),
-        )
+        return Drawn.join(pieces)
 
     def _score(
         self, hidden_TD: Tensor, step: SampleStep, versions: Sequence[WeightsVersion | None]
-    ) -> np.ndarray:
-        scores = np.empty(len(step.scored_rows_R), np.float32)
+    ) -> Scores:
+        if step.scoring is None:
+            return Scores.join([])
+        count = step.scoring.num_rows
+        bounds = [*range(0, count, CHUNK_ROWS), count]
         unit_ends = np.cumsum(step.scored_units_U)
-        for first in range(0, len(scores), CHUNK_ROWS):
-            last = min(first + CHUNK_ROWS, len(scores))
+        scores: list[Scores] = []
+        for (first, last), part in zip(pairwise(bounds), step.scoring.cut(bounds), strict=True):
             counts = np.diff(np.clip(unit_ends, first, last), prepend=first)
-            rows = self._to_device(self._pad(step.scored_rows_R[first:last]))
+            rows = self._to_device(self._pad(part.rows_R))
             logits_TV = self._logits(hidden_TD.index_select(0, rows), versions, counts)
-            targets = self._to_device(step.scored_targets_R[first:last])
-            scores[first:last] = target_logprobs_(logits_TV[: last - first], targets).cpu().numpy()
-        return scores
+            scores.append(score_rows(logits_TV[: last - first], part))
+        return Scores.join(scores)
 
     def _logits(
         self, rows_TD: Tensor, versions: Sequence[WeightsVersion | None], counts: np.ndarray

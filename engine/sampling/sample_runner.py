@@ -10,8 +10,9 @@ from ..adapters.store import AdapterStore, WeightsVersion
 from ..model.base import BaseModel
 from .bindings import Bindings
 from .kv_cache import KVCache, PagedAttention
-from .sample_head import SampleHead, StepResult
+from .sample_head import SampleHead
 from .sample_step import SampleStep
+from .step_result import StepResult
 
 
 class SampleRunner:

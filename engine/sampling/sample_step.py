@@ -1,6 +1,6 @@
 """One step of generation as plain arrays: which rows are computed, what is drawn from them. Pure.
 
-T rows, N sequences, U units (the rows of one weights version), M draws, R scored rows.
+T rows, N sequences, U units (the rows of one weights version), M draws.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from ...kernels.plan import packing_order
 from ..adapters.store import WeightsVersion
 from .sampler import Settings
+from .scoring import Scoring
 
 ROW_MULTIPLE = 16  # rows of a matmul come in such numbers where bits must not vary
 
@@ -26,8 +27,8 @@ class Piece:
     settings: tuple[float, int, float]  # temperature, top_k, top_p
     streams: tuple[int, ...]  # one a draw
     position: int  # of the draws in their streams
-    targets: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    """Tokens whose logprobs are wanted: entry i after row i, for as many rows as there are."""
+    top: int = 0  # likeliest tokens to report with each draw
+    scoring: Scoring | None = None  # what is wanted after its rows, None nothing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +48,8 @@ class SampleStep:
     streams_M: np.ndarray  # uint64
     draw_positions_M: np.ndarray
     settings_M: Settings
-    scored_rows_R: np.ndarray
-    scored_targets_R: np.ndarray
+    top_M: np.ndarray  # likeliest tokens to report with each draw
+    scoring: Scoring | None  # of the step's rows, None nothing
     scored_units_U: np.ndarray  # scored rows of each unit
 
 
@@ -108,7 +109,12 @@ def plan_step(pieces: Sequence[Piece], *, is_deterministic: bool = False) -> Sam
         if pieces[index].version is not pieces[index - 1].version
     ]
     unit_starts = np.array([0, *changes])
-    scored = np.array([len(piece.targets) for piece in pieces])
+    scored = [
+        (int(start), piece.scoring)
+        for start, piece in zip(ends - fresh, pieces, strict=True)
+        if piece.scoring is not None
+    ]
+    num_scored = [0 if piece.scoring is None else piece.scoring.num_rows for piece in pieces]
     return SampleStep(
         tokens_T=tokens,
         positions_T=positions,
@@ -125,14 +131,7 @@ def plan_step(pieces: Sequence[Piece], *, is_deterministic: bool = False) -> Sam
         settings_M=Settings.of(
             [piece.settings for piece in pieces for _ in range(len(piece.streams))]
         ),
-        scored_rows_R=np.repeat(ends - fresh, scored) + _count_up(scored),
-        scored_targets_R=np.concatenate([piece.targets for piece in pieces]),
-        scored_units_U=np.add.reduceat(scored, unit_starts),
+        top_M=np.repeat([piece.top for piece in pieces], num_draws),
+        scoring=Scoring.join([part.shifted(start) for start, part in scored]) if scored else None,
+        scored_units_U=np.add.reduceat(num_scored, unit_starts),
     )
-
-
-def _count_up(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ... count - 1 for each count, one after the other."""
-    ends = np.cumsum(counts)
-    numbers: np.ndarray = np.arange(int(ends[-1])) - np.repeat(ends - counts, counts)
-    return numbers

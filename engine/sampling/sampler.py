@@ -1,6 +1,7 @@
 """Logits to tokens, for many sequences that each have their own settings and random stream.
 
-N sequences, M those of one kind, V vocabulary, C candidates, B probabilities of a block.
+N sequences, M those of one kind, V vocabulary, C candidates, or blocks of B probabilities, A draws of
+sequences that draw several, K and E as in `top_tokens`.
 """
 
 from collections.abc import Sequence
@@ -11,15 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .top_tokens import pick_entries, top_tokens
+
+ALTERNATIVES = -2  # in place of a sample's index: the stream of a prompt's alternatives
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _BLOCK = 128  # a divisor of most vocabularies
+_DRAWS = 512  # draws whose block sums are held at a time
 _CANDIDATES = 64  # tokens that are sorted for top_p; most shares are reached within them
 _HALF_BITS = 15  # of the 30 bits in which floats of [0, 1] differ
 
 
 def stream_of(seed: int, sample: int) -> int:
-    """Return the state in which the random stream of one sample of one request starts."""
+    """Return the state in which the random stream of one sample of one request starts.
+
+    `sample` may be `ALTERNATIVES`.
+    """
     return _mix(_mix(seed & _MASK) + (sample + 1) * _GAMMA & _MASK)
 
 
@@ -71,9 +79,27 @@ class Drawn:
 
     tokens: np.ndarray  # [N] int64
     logprobs: np.ndarray  # [N] float32
+    top_tokens: np.ndarray  # [E] int32
+    top_logprobs: np.ndarray  # [E] float32
+
+    @classmethod
+    def join(cls, parts: Sequence["Drawn"]) -> "Drawn":
+        """One after the other; of no parts there is nothing."""
+        floats, ints = np.empty(0, np.float32), np.empty(0, np.int32)
+        return cls(
+            np.concatenate([np.empty(0, np.int64), *(part.tokens for part in parts)]),
+            np.concatenate([floats, *(part.logprobs for part in parts)]),
+            np.concatenate([ints, *(part.top_tokens for part in parts)]),
+            np.concatenate([floats, *(part.top_logprobs for part in parts)]),
+        )
 
 
-def draw(logits_NV: Tensor, settings: Settings, uniforms_N: np.ndarray) -> Drawn:
+def draw(
+    logits_NV: Tensor,
+    settings: Settings,
+    uniforms_N: np.ndarray,
+    top_N: np.ndarray | None = None,
+) -> Drawn:
     """Draw the next token of every sequence.
 
     The distribution is softmax(logits / temperature), cut to the top_k likeliest tokens and then to
@@ -86,6 +112,8 @@ def draw(logits_NV: Tensor, settings: Settings, uniforms_N: np.ndarray) -> Drawn
         settings: of the N sequences.
         uniforms_N: float64 in [0, 1), one a sequence; the inverse of the cumulated distribution is
             taken there, in the order of the vocabulary.
+        top_N: of the likeliest tokens of the tempered distribution, how many to report for each
+            sequence; None reports none.
     """
     device = logits_NV.device
     is_greedy = settings.temperature == 0
@@ -97,6 +125,7 @@ def draw(logits_NV: Tensor, settings: Settings, uniforms_N: np.ndarray) -> Drawn
     if is_greedy.any():
         index, logits_MV = _select(logits_NV, is_greedy)
         tokens_N[index] = logits_MV.argmax(-1)
+    top = _find_top(logits_NV, top_N)
     p_NV = torch.softmax(logits_NV, -1, out=logits_NV)
     for is_chosen in (~is_greedy & ~is_cut, is_cut):
         if not is_chosen.any():
@@ -107,7 +136,66 @@ def draw(logits_NV: Tensor, settings: Settings, uniforms_N: np.ndarray) -> Drawn
             p_MV = p_MV.masked_fill(p_MV < lowest_M[:, None], 0.0)
         tokens_N[index] = _invert(p_MV, torch.from_numpy(uniforms_N[is_chosen]).to(device))
     logprobs_N = p_NV.gather(1, tokens_N[:, None])[:, 0].log_()
-    return Drawn(tokens_N.cpu().numpy(), logprobs_N.cpu().numpy())
+    return Drawn(tokens_N.cpu().numpy(), logprobs_N.cpu().numpy(), *_report_top(top, p_NV))
+
+
+def draw_several(
+    logits_NV: Tensor, temperature_N: np.ndarray, counts_N: np.ndarray, uniforms_A: np.ndarray
+) -> Tensor:
+    """Draw tokens, with replacement and with the temperature alone, any number for each row.
+
+    Args:
+        logits_NV: float32, [N, V]; stay as they are.
+        temperature_N: float64; 0 takes the likeliest token.
+        counts_N: draws of each row.
+        uniforms_A: float64 in [0, 1), one a draw, row after row; used as by `draw`.
+
+    Returns:
+        int64, [A], on the device.
+    """
+    device = logits_NV.device
+    is_greedy_N = temperature_N == 0
+    divisor_N = np.where(is_greedy_N, 1.0, temperature_N).astype(np.float32)
+    p_NV = logits_NV / torch.from_numpy(divisor_N).to(device)[:, None]
+    torch.softmax(p_NV, -1, out=p_NV)
+    rows_A = np.repeat(np.arange(len(counts_N)), counts_N)
+    tokens_A = _invert(
+        p_NV, torch.from_numpy(uniforms_A).to(device), torch.from_numpy(rows_A).to(device)
+    )
+    if is_greedy_N.any():
+        is_greedy_A = torch.from_numpy(is_greedy_N[rows_A]).to(device)
+        likeliest_A = logits_NV.argmax(-1)[torch.from_numpy(rows_A).to(device)]
+        tokens_A = torch.where(is_greedy_A, likeliest_A, tokens_A)
+    return tokens_A
+
+
+@dataclass(frozen=True, slots=True)
+class _Top:
+    """The likeliest tokens of the rows that report some, with their tempered logits."""
+
+    rows_M: Tensor
+    tokens_MK: Tensor
+    logits_MK: Tensor
+    counts_M: np.ndarray
+
+
+def _find_top(logits_NV: Tensor, top_N: np.ndarray | None) -> _Top | None:
+    if top_N is None or not top_N.any():
+        return None
+    rows_M, logits_MV = _select(logits_NV, top_N > 0)
+    tokens_MK = top_tokens(logits_MV, int(top_N.max()))
+    return _Top(rows_M, tokens_MK, logits_MV.gather(1, tokens_MK), top_N[top_N > 0])
+
+
+def _report_top(top: _Top | None, p_NV: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Their ids and log-probabilities: as those of drawn tokens, but where a float is too small."""
+    if top is None:
+        return np.empty(0, np.int32), np.empty(0, np.float32)
+    p_MK = p_NV[top.rows_M[:, None], top.tokens_MK]
+    tails_MK = top.logits_MK - top.logits_MK[:, :1] + p_MK[:, :1].log()
+    is_small_MK = p_MK < torch.finfo(p_MK.dtype).tiny
+    logprobs_MK = torch.where(is_small_MK, tails_MK, p_MK.log())
+    return pick_entries(top.tokens_MK.cpu().numpy(), logprobs_MK.cpu().numpy(), top.counts_M)
 
 
 def _select(x_NV: Tensor, is_chosen: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -116,31 +204,45 @@ def _select(x_NV: Tensor, is_chosen: np.ndarray) -> tuple[Tensor, Tensor]:
     return index, x_NV if is_chosen.all() else x_NV.index_select(0, index)
 
 
-def _invert(p_MV: Tensor, uniforms_M: Tensor) -> Tensor:
+def _invert(p_NV: Tensor, uniforms_A: Tensor, rows_A: Tensor | None = None) -> Tensor:
     """Return the first token at which the cumulated probability exceeds the uniform's share.
 
-    Two levels, so that only block sums and one block a row are cumulated in float64.
+    Two levels, so that only block sums and one block a draw are cumulated in float64.
+
+    Args:
+        p_NV: need not sum up to 1.
+        uniforms_A: one a draw.
+        rows_A: row of each draw; None draws once from each.
     """
-    M, V = p_MV.shape
+    N, V = p_NV.shape
     if V % _BLOCK:
-        p_MV = F.pad(p_MV, (0, -V % _BLOCK))
-    p_MCB = p_MV.view(M, -1, _BLOCK)
-    ends_MC = p_MCB.sum(-1).double().cumsum(-1)
-    targets_M = uniforms_M * ends_MC[:, -1]
-    block_M = _first_above(ends_MC, targets_M)
-    rows = torch.arange(M, device=p_MV.device)
-    before_M = torch.where(block_M > 0, ends_MC[rows, block_M - 1], 0.0)
-    inside_M = _first_above(p_MCB[rows, block_M].double().cumsum(-1), targets_M - before_M)
-    return (block_M * _BLOCK + inside_M).clamp_(max=V - 1)
+        p_NV = F.pad(p_NV, (0, -V % _BLOCK))
+    if rows_A is None:
+        rows_A = torch.arange(N, device=p_NV.device)
+    p_NCB = p_NV.view(N, -1, _BLOCK)
+    ends_NC = p_NCB.sum(-1).double().cumsum(-1)
+    parts = [slice(first, first + _DRAWS) for first in range(0, len(rows_A), _DRAWS)]
+    tokens = [_find_tokens(p_NCB, ends_NC, rows_A[part], uniforms_A[part]) for part in parts]
+    return torch.cat(tokens).clamp_(max=V - 1)
 
 
-def _first_above(ends_MC: Tensor, targets_M: Tensor) -> Tensor:
+def _find_tokens(p_NCB: Tensor, ends_NC: Tensor, rows_A: Tensor, uniforms_A: Tensor) -> Tensor:
+    """The token of each draw, found in the row's block sums and then in a block."""
+    ends_AC = ends_NC.index_select(0, rows_A)
+    targets_A = uniforms_A * ends_AC[:, -1]
+    block_A = _first_above(ends_AC, targets_A)
+    before_A = torch.where(block_A > 0, ends_NC[rows_A, block_A - 1], 0.0)
+    inside_A = _first_above(p_NCB[rows_A, block_A].double().cumsum(-1), targets_A - before_A)
+    return block_A * _BLOCK + inside_A
+
+
+def _first_above(ends_AC: Tensor, targets_A: Tensor) -> Tensor:
     """Return the first entry above the target, at most the one that reaches the total.
 
     Either entry adds something, so that nothing of probability zero is ever chosen.
     """
-    first_M = (ends_MC <= targets_M[:, None]).sum(-1)
-    return torch.minimum(first_M, (ends_MC < ends_MC[:, -1:]).sum(-1))
+    first_A = (ends_AC <= targets_A[:, None]).sum(-1)
+    return torch.minimum(first_A, (ends_AC < ends_AC[:, -1:]).sum(-1))
 
 
 def _lowest_kept(p_MV: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor:

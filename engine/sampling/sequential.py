@@ -18,9 +18,10 @@ from .costs import StateCosts
 from .held_states import HeldStates
 from .requests import SampleFailed
 from .rotation import Rotation, Turn
-from .sample_head import SampleHead, StepResult
+from .sample_head import SampleHead
 from .sample_state import Active, Holder, Sample
 from .sample_step import plan_step
+from .step_result import StepResult
 from .stopping import Decode
 
 log = logging.getLogger(__name__)

@@ -23,16 +23,9 @@ from ...client.messages import (
 from ...client.sequence_ratio import check_sequence_ratio
 from ...client.worker_messages import Dispatch
 from ..adapters.soft_targets import SoftTargets
-from .commands import (
-    CommandWork,
-    Int32s,
-    Int64s,
-    ModelLimits,
-    Origin,
-    PassWork,
-    SampleWork,
-    Work,
-)
+from .columns import check_ids, read_ints
+from .commands import CommandWork, Int32s, Int64s, ModelLimits, Origin, PassWork, Work
+from .sample_work import read_sample
 from .units import cut_units
 
 Frame = bytes | memoryview
@@ -64,9 +57,8 @@ class Assembler:
                 return _join(_origin(dispatch, header), parts, self._limits)
             case Sample():
                 _check_digest(header, frames)
-                tokens = _ints(unpack_arrays(header.arrays, frames), "tokens")
-                _check_prompt(header, tokens, self._limits)
-                return SampleWork(_origin(dispatch, header), header, tokens)
+                named = unpack_arrays(header.arrays, frames)
+                return read_sample(_origin(dispatch, header), header, named, self._limits)
             case Command():
                 _check_digest(header, frames)
                 return CommandWork(_origin(dispatch, header), header)
@@ -120,8 +112,8 @@ def _join(
         loss, joined, len(tokens) if counts is None else _num_targets(loss, counts, tokens)
     )
     targets = joined.pop("target_tokens")
-    _check_ids("tokens", tokens, limits.vocab_size)
-    _check_ids("target_tokens", targets, limits.vocab_size)
+    check_ids("tokens", tokens, limits.vocab_size)
+    check_ids("target_tokens", targets, limits.vocab_size)
     longest = int(lengths.max())
     if longest > limits.max_datum_tokens:
         raise BadRequest(
@@ -155,12 +147,12 @@ def _join(
 
 def _check_part(header: ForwardBackward, named: Mapping[str, np.ndarray]) -> int:
     """The log-probabilities that the answer to a part will hold."""
-    tokens, lengths = _ints(named, "tokens"), _ints(named, "lengths")
+    tokens, lengths = read_ints(named, "tokens"), read_ints(named, "lengths")
     if len(tokens) != header.num_tokens or len(lengths) != header.num_datums:
         raise BadRequest("declared counts differ from the arrays", "malformed")
     num_outputs = len(tokens)
     if "target_counts" in named:
-        num_outputs = len(_ints(named, "target_tokens"))
+        num_outputs = len(read_ints(named, "target_tokens"))
         if num_outputs > MAX_PART_OUTPUTS:
             raise BadRequest(
                 f"a part of {num_outputs} targets, at most {MAX_PART_OUTPUTS}", "too_large"
@@ -212,30 +204,3 @@ def _of_single(column: np.ndarray, counts: Int32s, starts: Int64s) -> np.ndarray
 def _nature(header: ForwardBackward) -> tuple[str, dict[str, float], bool]:
     """What all parts of a call have in common."""
     return header.loss_fn, header.loss_fn_config, header.forward_only
-
-
-def _ints(named: Mapping[str, np.ndarray], name: str) -> Int32s:
-    column = named.get(name)
-    if column is None or column.dtype != np.int32 or column.ndim != 1:
-        raise BadRequest(f"the request has no int32 array {name!r} of one dimension", "malformed")
-    return column
-
-
-def _check_ids(name: str, ids: Int32s, vocab_size: int) -> None:
-    if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
-        raise BadRequest(f"{name} must lie in 0 .. {vocab_size - 1}")
-
-
-def _check_prompt(header: Sample, tokens: Int32s, limits: ModelLimits) -> None:
-    if len(tokens) != header.num_tokens:
-        raise BadRequest("the declared token count differs from the array", "malformed")
-    if len(tokens) == 0:
-        raise BadRequest("the prompt is empty")
-    _check_ids("tokens", tokens, limits.vocab_size)
-    new = max(header.max_tokens, 1)
-    if len(tokens) + new > limits.max_context:
-        raise BadRequest(
-            "prompt length plus max_tokens exceeds the model's context window: "
-            f"{len(tokens)} + {new} > {limits.max_context}",
-            "too_large",
-        )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ...client.messages import Request, Sample
 from ..adapters.soft_targets import SoftTargets
+from ..sampling.requests import PromptTargets
 from .units import Unit
 
 Int32s = npt.NDArray[np.int32]
@@ -73,6 +74,7 @@ class SampleWork:
     origin: Origin
     header: Sample
     tokens: Int32s  # [P]
+    targets: PromptTargets | None = None  # tokens to score in place of the prompt's
 
 
 @dataclass(frozen=True, slots=True)

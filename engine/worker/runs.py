@@ -112,5 +112,10 @@ class RunTable:
             stop_tokens=frozenset(stops),
             stop_strings=tuple(header.stop_strings),
             prompt_logprobs=header.prompt_logprobs,
+            prompt_logprobs_last_n=header.prompt_logprobs_last_n,
+            topk_prompt_logprobs=header.topk_prompt_logprobs,
+            topk_sample_logprobs=header.topk_sample_logprobs,
+            prompt_targets=work.targets,
+            prompt_alt_tokens_k=header.prompt_alt_tokens_k,
             version=self.version(header.sampler_id),
         )

@@ -151,12 +151,13 @@ def test_prompt_logprobs_are_at_temperature_one(
     for each in requests:
         outcome = outcomes[each.key]
         assert isinstance(outcome, SampleDone)
-        assert outcome.prompt_logprobs is not None
         prompt = each.tokens.tolist()
         logprobs = hf_logits(bench.merged(each.version), prompt).log_softmax(-1).numpy()
         expected = logprobs[np.arange(len(prompt) - 1), prompt[1:]]
-        assert np.isnan(outcome.prompt_logprobs[0])
-        np.testing.assert_allclose(outcome.prompt_logprobs[1:], expected, atol=1e-5)
+        assert np.isnan(outcome.prompt_arrays["prompt_logprobs"][0])
+        np.testing.assert_allclose(
+            outcome.prompt_arrays["prompt_logprobs"][1:], expected, atol=1e-5
+        )
     assert "prompt_logprobs" not in outcomes["without"].arrays()  # type: ignore[union-attr]
 
 

@@ -5,10 +5,15 @@ import numpy as np
 from weft.engine.adapters.store import WeightsVersion
 from weft.engine.adapters.targets import Targets
 from weft.engine.sampling.sample_step import Piece, pack_pieces, plan_step
+from weft.engine.sampling.scoring import Scoring
 
 
 def piece(
-    tokens: list[int], version: WeightsVersion | None = None, cached: int = 0, draws: int = 1
+    tokens: list[int],
+    version: WeightsVersion | None = None,
+    cached: int = 0,
+    draws: int = 1,
+    top: int = 0,
 ) -> Piece:
     return Piece(
         version=version,
@@ -18,7 +23,23 @@ def piece(
         settings=(1.0, -1, 1.0),
         streams=tuple(range(100, 100 + draws)),
         position=cached,
-        targets=np.array(tokens[1:] if len(tokens) > 2 else [], np.int64),
+        top=top,
+        scoring=scoring_of(len(tokens) - 1, tokens[1:]) if len(tokens) > 2 else None,
+    )
+
+
+def scoring_of(num_rows: int, tokens: list[int]) -> Scoring:
+    """One token to score after each row, and nothing else."""
+    zeros = np.zeros(num_rows, np.int64)
+    return Scoring(
+        rows_R=np.arange(num_rows),
+        cells_R=zeros + 1,
+        tokens_C=np.array(tokens),
+        top_R=zeros,
+        alternatives_R=zeros,
+        temperature_R=np.ones(num_rows),
+        streams_R=zeros.astype(np.uint64),
+        positions_R=np.arange(num_rows),
     )
 
 
@@ -48,11 +69,24 @@ def test_rows_positions_and_draws_follow_the_pieces() -> None:
     assert step.draw_positions_M.tolist() == [0, 0, 9, 4]
 
 
-def test_the_targets_of_a_piece_are_scored_from_its_first_row_on() -> None:
-    step = plan_step([piece([11, 12]), piece([21, 22, 23]), piece([31, 32, 33, 34])])
-    assert step.scored_rows_R.tolist() == [2, 3, 5, 6, 7]
-    assert step.scored_targets_R.tolist() == [22, 23, 32, 33, 34]
-    assert step.scored_units_U.tolist() == [5]
+def test_each_draw_of_a_piece_reports_as_many_likeliest_tokens() -> None:
+    step = plan_step([piece([11], draws=2, top=5), piece([21]), piece([31], top=1)])
+    assert step.top_M.tolist() == [5, 5, 0, 1]
+
+
+def test_what_is_wanted_after_rows_of_a_piece_is_wanted_after_these_rows_of_the_step() -> None:
+    large = version(1, 64)
+    step = plan_step([piece([11, 12], large), piece([21, 22, 23]), piece([31, 32, 33, 34])])
+    assert step.scoring is not None
+    assert step.scoring.rows_R.tolist() == [2, 3, 5, 6, 7]
+    assert step.scoring.tokens_C.tolist() == [22, 23, 32, 33, 34]
+    assert step.scored_units_U.tolist() == [0, 5]
+
+
+def test_a_step_of_which_nothing_is_wanted_scores_nothing() -> None:
+    step = plan_step([piece([11]), piece([21, 22])])
+    assert step.scoring is None
+    assert step.scored_units_U.tolist() == [0]
 
 
 def test_deterministic_steps_have_a_multiple_of_sixteen_rows() -> None:

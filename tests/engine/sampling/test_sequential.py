@@ -132,9 +132,10 @@ def test_a_hybrid_answers_as_a_full_recomputation_does(
             logprobs = hf_logits(hf, whole).log_softmax(-1).numpy()[np.arange(27), whole[1:]]
             # float32: a recurrence carries the rounding of its chunks along, 2e-5 seen
             np.testing.assert_allclose(sequence.logprobs, logprobs[19:], atol=1e-4)
-            assert outcome.prompt_logprobs is not None
-            assert np.isnan(outcome.prompt_logprobs[0])
-            np.testing.assert_allclose(outcome.prompt_logprobs[1:], logprobs[:19], atol=1e-4)
+            assert np.isnan(outcome.prompt_arrays["prompt_logprobs"][0])
+            np.testing.assert_allclose(
+                outcome.prompt_arrays["prompt_logprobs"][1:], logprobs[:19], atol=1e-4
+            )
 
 
 def test_no_bit_depends_on_what_else_runs(hybrid: SequentialBench, versions: Versions) -> None:
@@ -179,10 +180,11 @@ def test_logits_are_bent_by_the_softcap(hybrid: SequentialBench) -> None:
     logits = hf_logits(hybrid.hf, each.tokens.tolist())
     logprobs = (0.5 * torch.tanh(logits / 0.5)).log_softmax(-1).numpy()
     assert isinstance(outcome, SampleDone)
-    assert outcome.prompt_logprobs is not None
     # float32 in another order of summation
     np.testing.assert_allclose(
-        outcome.prompt_logprobs[1:], logprobs[np.arange(8), each.tokens[1:]], atol=1e-5
+        outcome.prompt_arrays["prompt_logprobs"][1:],
+        logprobs[np.arange(8), each.tokens[1:]],
+        atol=1e-5,
     )
     for sequence in outcome.sequences:
         np.testing.assert_allclose(sequence.logprobs, logprobs[8, sequence.tokens], atol=1e-5)
