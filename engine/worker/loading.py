@@ -32,12 +32,14 @@ from .memory import MemoryPlan
 from .model_names import ModelSource, check_files, find_model
 from .network import Network
 from .planning import HEAD_CHUNK_ROWS, PAGE_SIZE, Wishes, check_hosted, plan_hosted, plan_native
-from .progress import PREPARING, READING, LoadingProgress
+from .progress import PREPARING, READING, WARMING, LoadingProgress
 from .runs import RunTable
 from .scheduler import Scheduler
 from .threads import StepThreads
 from .train import Trainer
+from .warming import warm_up
 
+WARMING_PAGES = 8
 MAX_PAGES = 16384  # unless configured: 262,144 tokens, more than a small model can use
 BATCHES_OF_CREDIT = 3  # what the broker may send ahead
 BACKWARD_WEIGHT = 3  # weighted tokens of a forward_backward token
@@ -63,7 +65,9 @@ def load_compute(
     *,
     is_own_process: bool,
 ) -> LoadedWorker:
-    """Load the model and allocate what the memory plan grants; `progress` is told how far it is.
+    """Load the model, allocate what the memory plan grants, and do each kind of step once.
+
+    `progress` is told how far it is.
 
     Raises:
         WeftError: the model is unknown, incomplete, unsupported or too large, or the device is not
@@ -108,6 +112,14 @@ def load_compute(
         max_context=model.config.max_context,
         unit_tokens=1 if is_sequential else config.unit_tokens,
         max_datum_tokens=min(model.config.max_context, plan.max_datum_tokens),
+    )
+    progress.report(WARMING)
+    own = RunTable(store, model.config.eos_token_ids)
+    warm_up(
+        _trainer(config, plan, model, own, Trace()),
+        _generator(config, plan, model, store, WARMING_PAGES, decode),
+        own,
+        limits.max_datum_tokens,
     )
     batch_tokens = config.batch_tokens if is_sequential else plan.batch_tokens
     return LoadedWorker(

@@ -105,7 +105,12 @@ def test_loading_is_told_while_it_lasts(model_path: str, tmp_path: Path) -> None
     ):
         pass
     phases = [phase for phase, _ in told]
-    assert list(dict.fromkeys(phases)) == ["starting", "reading weights", "preparing"]
+    assert list(dict.fromkeys(phases)) == [
+        "starting",
+        "reading weights",
+        "preparing",
+        "warming",
+    ]
     fractions = [fraction for phase, fraction in told if phase == "reading weights"]
     assert fractions[0] == 0
     assert fractions == sorted(fractions)
