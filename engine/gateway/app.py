@@ -17,6 +17,7 @@ from ...client.limits import LIMITS, limit
 from ..logs import with_fields
 from .call import Call, Gateway, Reply, Route
 from .compression import decompress
+from .config import is_loopback
 from .counters import UNMATCHED
 from .errors import http_body, http_headers, http_status
 
@@ -66,6 +67,7 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
             query=request.query,
             headers=request.headers,
             origin=gateway.public_url or str(request.url.origin()),
+            is_near=not gateway.public_url and is_loopback(request.remote or ""),
         )
         request["fields"] = call.fields
         reply = await route.handler(call)

@@ -51,6 +51,7 @@ class Call:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     origin: str  # scheme and host under which the caller reached us
+    is_near: bool  # on this machine, as far as can be seen
     fields: dict[str, str] = field(default_factory=dict)  # ids for the log
 
     async def session(self, session_id: str) -> Session:

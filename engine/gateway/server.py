@@ -14,7 +14,7 @@ from ...client.errors import BadRequest, WeftError
 from ...client.messages import Query
 from .app import make_app, response_of
 from .call import Gateway, Reply, Route, json_reply
-from .config import GatewayConfig
+from .config import GatewayConfig, is_loopback
 from .counters import GatewayCounters
 from .doors import Doors
 from .downloads import FileLinks
@@ -77,6 +77,8 @@ class GatewayServer:
         """Begin to answer."""
         host, port = self.config.address
         tls = _tls(self.config)
+        if not is_loopback(host) and not self.config.insecure:
+            await self._require_keys()
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=tls)
         try:
@@ -97,6 +99,19 @@ class GatewayServer:
         self._gateway.sessions.close()
         self._gateway.doors.close()
         self._context.destroy(linger=0)
+
+    async def _require_keys(self) -> None:
+        """Refuse to be reached from other machines while whoever comes is the same tenant."""
+        try:
+            await self._gateway.doors.admit("")
+        except WeftError as error:
+            if error.code == "unauthorized":
+                return
+            raise
+        raise BadRequest(
+            f"{self.config.listen} can be reached from other machines, and the broker has no API "
+            "keys; make one with `weft key create`, or pass --insecure"
+        )
 
     async def _sweep(self) -> None:
         while True:

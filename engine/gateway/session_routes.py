@@ -20,7 +20,7 @@ IDEMPOTENCY_HEADER = "X-Idempotency-Key"
 async def client_config(call: Call) -> Reply:
     """What the SDK may do here."""
     bodies.decode(bodies.ClientConfig, call.body)
-    return json_reply(CONFIG)
+    return json_reply({**CONFIG, "proto_compress_fwdbwd": not call.is_near})
 
 
 async def dynamic_config(call: Call) -> Reply:
