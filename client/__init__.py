@@ -5,6 +5,7 @@ from .errors import (
     APIConnectionError,
     APIError,
     APITimeoutError,
+    AuthenticationError,
     BadRequest,
     BadRequestError,
     Busy,
@@ -20,6 +21,7 @@ from .errors import (
     TemplateError,
     Timeout,
     TinkerError,
+    Unauthorized,
     WeftError,
 )
 from .events import EventStream, ServerEvent
@@ -68,6 +70,7 @@ __all__ = [
     "APIFuture",
     "APITimeoutError",
     "AdamParams",
+    "AuthenticationError",
     "BadRequest",
     "BadRequestError",
     "Busy",
@@ -117,6 +120,7 @@ __all__ = [
     "TrainingClient",
     "TrainingRun",
     "TrainingRunsResponse",
+    "Unauthorized",
     "UploadPeftResponse",
     "WeftError",
     "WeightsInfoResponse",

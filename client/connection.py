@@ -40,6 +40,7 @@ class Connection:
         address: tcp://, ipc:// or, with the broker's `context`, inproc://.
         api_key: "" where the server asks for none.
         user_metadata: told to the server with the first message.
+        display_name: told to it, too.
         context: the ZeroMQ context to use; None makes one.
         show_waiting: say in a terminal what the main thread waits for.
 
@@ -53,6 +54,7 @@ class Connection:
         api_key: str = "",
         *,
         user_metadata: Mapping[str, str] | None = None,
+        display_name: str = "",
         context: "zmq.Context[Any] | None" = None,
         show_waiting: bool = False,
     ) -> None:
@@ -70,6 +72,7 @@ class Connection:
             api_key=api_key,
             client=CLIENT,
             user_metadata=dict(user_metadata or {}),
+            display_name=display_name,
         )
         self._loop = Loop(Link(hello, address), context)
         self.shows_waiting = show_waiting

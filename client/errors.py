@@ -2,6 +2,7 @@
 
     WeftError
      +- BadRequest            the caller's fault; sending the same again fails again
+     |   +- Unauthorized      no key, or one that the server does not take
      |   +- NotFound          no such model, run, checkpoint or sampler, or not yours
      |   +- Conflict          the number, name or state is taken
      |   +- TemplateError     a chat template that cannot do what is asked of it
@@ -36,6 +37,12 @@ class BadRequest(WeftError, ValueError):
     """The request is wrong as it stands."""
 
     code = "bad_request"
+
+
+class Unauthorized(BadRequest):
+    """The server does not take the API key. Nothing is sent again; make a client with another."""
+
+    code = "unauthorized"
 
 
 class NotFound(BadRequest):
@@ -94,7 +101,9 @@ CODES: dict[str, Code] = {
     "unsupported_version": Code(BadRequest, "user", 400, "no protocol version in common"),
     "unknown_session": Code(BadRequest, "user", 400, "the connection has not said hello"),
     "too_large": Code(BadRequest, "user", 413, "a message, batch, datum or name is over its limit"),
-    "unauthorized": Code(BadRequest, "user", 401, "the API key is missing, wrong, or not for this"),
+    "unauthorized": Code(
+        Unauthorized, "user", 401, "the API key is missing, wrong, or not for this"
+    ),
     "not_served": Code(BadRequest, "user", 400, "this server does not serve it, and says what"),
     "not_found": Code(
         NotFound, "user", 404, "no such model, run, sampler or checkpoint, or foreign"
@@ -135,6 +144,7 @@ def sentence(text: object) -> str:
 # Names under which loops written for the official SDK catch these.
 TinkerError = APIError = WeftError
 BadRequestError = BadRequest
+AuthenticationError = Unauthorized
 NotFoundError = NotFound
 ConflictError = Conflict
 RateLimitError = Busy

@@ -39,15 +39,16 @@ class ServiceClient:
     Args:
         user_metadata: told to the server with the session.
         project_id: not served.
+        display_name: of the session, for people.
         base_url: the server's address, tcp://host:port or ipc://path; None takes WEFT_ADDRESS, or
             tcp://127.0.0.1:5757.
-        api_key: None takes WEFT_API_KEY.
+        api_key: of a tenant of the server, see docs/keys.md; None takes WEFT_API_KEY.
         context: the ZeroMQ context of an engine in this process, for its inproc:// address.
         show_waiting: say in a terminal what a wait of the main thread is for once it takes longer
             than 2 s, in one line of stderr that vanishes; None does unless WEFT_QUIET is set.
 
     Raises:
-        BadRequest: no such kind of address.
+        BadRequest: no such kind of address, or an argument that is none.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ServiceClient:
         user_metadata: Mapping[str, str] | None = None,
         project_id: str | None = None,
         *,
+        display_name: str | None = None,
         base_url: str | None = None,
         api_key: str | None = None,
         context: "zmq.Context[Any] | None" = None,
@@ -64,12 +66,14 @@ class ServiceClient:
         self._address = base_url or environment.server_address()
         self._api_key = environment.api_key() if api_key is None else api_key
         self._metadata = check_metadata(user_metadata)
+        self._display_name = display_name
         self._show_waiting = show_waiting
         self._session = Session.open(
             self._address,
             self._api_key,
             self._metadata,
             context,
+            display_name=display_name or "",
             show_waiting=not environment.is_quiet() if show_waiting is None else show_waiting,
         )
 
@@ -263,7 +267,8 @@ class ServiceClient:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._address.startswith("inproc://"):
             raise BadRequest("a client of an engine in this process cannot be pickled")
-        return (_restore, (self._metadata, self._address, self._api_key, self._show_waiting))
+        given = (self._metadata, self._address, self._api_key, self._show_waiting)
+        return (_restore, (*given, self._display_name))
 
     def __repr__(self) -> str:
         return f"ServiceClient(base_url={self._address!r})"
@@ -335,9 +340,19 @@ class ServiceClient:
 
 
 def _restore(
-    metadata: Mapping[str, str], address: str, api_key: str, show_waiting: bool | None
+    metadata: Mapping[str, str],
+    address: str,
+    api_key: str,
+    show_waiting: bool | None,
+    display_name: str | None,
 ) -> ServiceClient:
-    return ServiceClient(metadata, base_url=address, api_key=api_key, show_waiting=show_waiting)
+    return ServiceClient(
+        metadata,
+        display_name=display_name,
+        base_url=address,
+        api_key=api_key,
+        show_waiting=show_waiting,
+    )
 
 
 def _check_config(config: LoraConfig) -> None:

@@ -37,13 +37,21 @@ class Session:
         api_key: str,
         user_metadata: Mapping[str, str] | None = None,
         context: "zmq.Context[Any] | None" = None,
+        *,
+        display_name: str = "",
         show_waiting: bool = False,
     ) -> "Session":
         """A session of its own."""
+        require_key(api_key)
+        require_type("display_name", display_name, str, "a string")
+        if len(display_name) > _MAX_LENGTH:
+            detail = f"display_name has {len(display_name)} characters, at most {_MAX_LENGTH}"
+            raise BadRequest(detail)
         connection = Connection(
             address,
             api_key,
             user_metadata=check_metadata(user_metadata),
+            display_name=display_name,
             context=context,
             show_waiting=show_waiting,
         )
@@ -125,6 +133,18 @@ def read_cards(result: Mapping[str, Any]) -> list[ModelCard]:
 
 def _match(cards: Sequence[ModelCard], name: str) -> ModelCard | None:
     return next((card for card in cards if name == card.name or name in card.aliases), None)
+
+
+def require_key(api_key: object) -> None:
+    """Refuse what no API key can be, without showing it.
+
+    Raises:
+        BadRequest: it is no string of letters that can be sent, or a long one.
+    """
+    if not isinstance(api_key, str):
+        raise BadRequest(f"api_key is of type {type(api_key).__name__}, not a string")
+    if len(api_key) > _MAX_LENGTH or not api_key.isascii() or not api_key.isprintable():
+        raise BadRequest(f"api_key is not up to {_MAX_LENGTH} printable ASCII characters")
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:

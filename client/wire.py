@@ -110,6 +110,7 @@ def _digest(fields: dict[str, Any], frames: Sequence[Buffer]) -> bytes:
 Check = Callable[[Any, str], Any]
 
 _EXACT = (int, float, str, bool, bytes)
+_SECRET = ("hello.api_key", "worker_hello.secret")  # never shown in a message
 
 
 class _Record:
@@ -204,6 +205,8 @@ def _short(value: object) -> str:
 
 
 def _wrong(value: object, path: str, wanted: str) -> Malformed:
+    if path in _SECRET:
+        return Malformed(f"{path} is of type {type(value).__name__}, not {wanted}")
     return Malformed(f"{path} is {_short(value)} ({type(value).__name__}), not {wanted}")
 
 

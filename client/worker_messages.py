@@ -27,7 +27,7 @@ class WorkerHello(Header):
     kind: ClassVar[str] = "worker_hello"
     versions: list[int]
     worker_id: str
-    secret: str  # given to the worker by whoever started it
+    secret: str = field(repr=False)  # given to the worker by whoever started it
     pid: int
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ...client.errors import BadRequest, Busy, Conflict, WeftError
+from ...client.errors import BadRequest, Busy, WeftError
 from ...client.messages import (
     Cancel,
     CloseRun,
@@ -303,8 +303,8 @@ class Accepting:
             return find_run(self._books, session, header.run_id)
         self._refuse_when_stopping()
         check_run_id(session, header.run_id)
-        if header.run_id in self._books.runs:  # of a tenant whose session of this id has ended
-            raise Conflict(f"run {header.run_id} exists")
+        if header.run_id in self._books.runs:
+            raise AssertionError("another tenant's run under the id of this session")
         self._check_runs(session)
         run = self._books.runs[header.run_id] = Run(session, header)
         session.runs.add(run.run_id)

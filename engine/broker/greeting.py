@@ -1,6 +1,6 @@
 """Who may come in and stay: what a hello is answered with, and when a key ends."""
 
-from ...client.errors import BadRequest, Busy, Conflict, WeftError
+from ...client.errors import BadRequest, Busy, Conflict, Unauthorized, WeftError
 from ...client.limits import limit
 from ...client.messages import (
     SPOKEN_VERSIONS,
@@ -69,9 +69,9 @@ class Greeting:
                 books.sessions.disconnect(peer)
 
     def check_query(self, session: Session, query: Query) -> None:
-        """Raise BadRequest when a tenant among others asks for sums over all of them."""
+        """Raise Unauthorized when a tenant among others asks for sums over all of them."""
         if query.what == "metrics" and session.tenant != OPERATOR and not self._keys.is_open:
-            raise BadRequest("metrics are for the operator's key", "unauthorized")
+            raise Unauthorized("metrics are for the operator's key")
 
     def _admit(self, header: Hello) -> Admission:
         """Whose key it is; raises what the hello deserves otherwise."""
@@ -82,7 +82,7 @@ class Greeting:
         admission = self._keys.admit(header.api_key, self._wall_clock())
         if admission is None:
             detail = "wrong, or was revoked" if header.api_key else "missing; pass api_key"
-            raise BadRequest(f"the API key is {detail}", "unauthorized")
+            raise Unauthorized(f"the API key is {detail}")
         return admission
 
     def _session_of(self, header: Hello, tenant: str) -> Session:
@@ -94,9 +94,20 @@ class Greeting:
             return session
         if header.must_exist:  # another tenant's is answered like one that never was
             raise Conflict(f"no session {header.session_id}", "session_expired")
-        if session is not None:
+        if session is not None or self._is_of_others(header.session_id, tenant):
             raise Conflict("the session id is taken")
         return self._open(header, tenant)
+
+    def _is_of_others(self, session_id: str, tenant: str) -> bool:
+        """Whether anything is left of another tenant's session of this id.
+
+        Names of runs and files begin with it: who could open it again would meet those that exist.
+        """
+        books = self._books
+        owners = {*books.catalog.owners(session_id), *books.past_sessions.owners(session_id)}
+        runs = books.runs.values()
+        owners |= {run.tenant for run in runs if run.run_id.startswith(session_id)}
+        return bool(owners - {tenant})
 
     def _open(self, header: Hello, tenant: str) -> Session:
         books = self._books
@@ -121,7 +132,7 @@ class Greeting:
 
 
 def check_operator(header: Header) -> None:
-    """Raise BadRequest when the operator asks for what only a tenant may.
+    """Raise Unauthorized when the operator asks for what only a tenant may.
 
     It is whoever runs the server, and owns nothing: no run, no sampler, no file.
     """
@@ -129,7 +140,7 @@ def check_operator(header: Header) -> None:
         return
     if not isinstance(header, Query) or header.what not in _OPERATOR_ASKS:
         asks = ", ".join(_OPERATOR_ASKS)
-        raise BadRequest(f"the operator's key is for queries of {asks} alone", "unauthorized")
+        raise Unauthorized(f"the operator's key is for queries of {asks} alone")
 
 
 def _common_versions(header: Hello) -> list[int]:

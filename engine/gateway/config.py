@@ -2,7 +2,7 @@
 
 import ipaddress
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from ...client.errors import BadRequest
 from ...client.limits import LIMITS
@@ -20,7 +20,9 @@ class GatewayConfig:
 
     broker: str  # address of the broker
     listen: str  # "host:port"; port 0 takes any
-    api_key: str = ""  # of the gateway's own questions, such as those for metrics
+    api_key: str = field(
+        default="", repr=False
+    )  # of the gateway's own questions, such as those for metrics
     tls_cert: str = ""  # PEM files; "" speaks plain HTTP
     tls_key: str = ""
     insecure: bool = False  # plain HTTP beyond loopback

@@ -11,7 +11,7 @@ import secrets
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Assignment:
     config: WorkerConfig
     broker_address: str
     worker_id: str
-    secret: str
+    secret: str = field(repr=False)
 
     @classmethod
     def to_broker(cls, config: WorkerConfig, broker_address: str, secret: str) -> "Assignment":

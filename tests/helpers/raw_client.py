@@ -29,13 +29,13 @@ DEADLINE_MS = 60_000  # a hang guard
 class RawClient:
     """A DEALER with a session of its own."""
 
-    def __init__(self, context: Any, address: str) -> None:
-        self.session_id = uuid4().hex
+    def __init__(self, context: Any, address: str, api_key: str = "", session_id: str = "") -> None:
+        self.session_id = session_id or uuid4().hex
         self.run_id = f"{self.session_id}:train:0"
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(address)
-        self.send(Hello(versions=[1], session_id=self.session_id))
+        self.send(Hello(versions=[1], session_id=self.session_id, api_key=api_key))
         welcome = self.receive()
         if not isinstance(welcome, Welcome):
             raise TypeError(f"no welcome but {welcome}")

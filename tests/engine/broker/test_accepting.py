@@ -299,7 +299,7 @@ def test_the_run_of_an_ended_session_is_not_taken_over_by_another_tenant() -> No
     bench = two_tenants()
     bench.say(Goodbye())
     bench.hello(SESSION, b"thief", api_key="b")
-    assert told(bench.say(create_run(5), peer=b"thief"), b"thief") == [(5, "conflict")]
+    assert told(bench.say(create_run(5), peer=b"thief"), b"thief") == [(5, "unknown_session")]
     bench.hello("c" * 32, b"second")
     query = Query(request_id=6, what="run", subject=RUN)
     assert told(bench.say(query, peer=b"second"), b"second") == [(6, "")]

@@ -10,6 +10,7 @@ from core_bench import (
     OTHER,
     SESSION,
     CoreBench,
+    checkpoint,
     create_run,
     optim_step,
     told,
@@ -17,7 +18,7 @@ from core_bench import (
 
 from weft.client.messages import Failure, Goodbye, Hello, Query, Reply, Watch, Welcome
 from weft.engine.broker.config import BrokerConfig
-from weft.engine.broker.events import KeysChanged, ToClient
+from weft.engine.broker.events import CatalogLoaded, KeysChanged, ToClient
 from weft.engine.broker.key_book import Insiders, KeyBook, Secret, digest_of
 
 
@@ -131,6 +132,39 @@ def test_what_a_client_says_of_itself_is_taken_at_its_first_hello() -> None:
 )
 def test_what_a_client_says_of_itself_is_bounded(fields: dict[str, Any]) -> None:
     assert told(CoreBench().say(hello(**fields))) == [(0, "bad_request")]
+
+
+def test_the_id_of_a_session_stays_its_tenants_while_a_run_is_left() -> None:
+    bench = CoreBench(tenant_of=lambda key: key, past_sessions=1)
+    bench.hello(api_key="a")
+    bench.add_worker()
+    bench.open_run()
+    bench.say(Goodbye())
+    bench.hello(OTHER, api_key="a")
+    bench.say(Goodbye())  # the first is not among the past ones any more
+    assert told(bench.say(hello(api_key="b"))) == [(0, "conflict")]
+    bench.hello(api_key="a")
+    assert SESSION in bench.core._books.sessions.by_id
+
+
+def test_the_id_of_a_session_stays_its_tenants_while_it_is_remembered() -> None:
+    bench = CoreBench(tenant_of=lambda key: key)
+    bench.hello(api_key="a")
+    bench.say(Goodbye())
+    assert told(bench.say(hello(api_key="b"))) == [(0, "conflict")]
+
+
+def test_the_id_of_a_session_stays_its_tenants_while_a_file_is_left() -> None:
+    bench = CoreBench(tenant_of=lambda key: key)
+    mine = replace(checkpoint("mine"), tenant="a")
+    bench.handle(CatalogLoaded((mine,)))
+    assert told(bench.say(hello(api_key="b"))) == [(0, "conflict")]
+    assert bench.say(hello(api_key="b", must_exist=True)) == [
+        refusal("session_expired", f"no session {SESSION}")
+    ]
+    bench.core._books.catalog.remove(mine.path)
+    bench.hello(api_key="b")
+    assert SESSION in bench.core._books.sessions.by_id
 
 
 def test_a_key_is_not_part_of_what_a_hello_prints() -> None:
