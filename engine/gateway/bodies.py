@@ -18,7 +18,8 @@ from .errors import Unserved
 
 T = TypeVar("T")
 
-Seq = Annotated[int, msgspec.Meta(ge=0)]
+Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Seq = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]  # of a run or sampler in its session
 Metadata = dict[str, str]
 Anything = dict[str, object]
@@ -65,8 +66,8 @@ class FinishSession(Body, kw_only=True):
 
 
 class LoraConfig(Body, kw_only=True):
-    rank: int
-    seed: int | None = None
+    rank: Int
+    seed: Int | None = None
     train_unembed: bool = True
     train_mlp: bool = True
     train_attn: bool = True
@@ -114,7 +115,7 @@ class SaveWeights(Body, kw_only=True):
     model_id: str
     path: str | None = None  # a name
     seq_id: Seq | None = None
-    ttl_seconds: int | None = None
+    ttl_seconds: Int | None = None
     overwrite: bool = False
     user_metadata: Metadata | None = None
     type: Literal["save_weights"] = "save_weights"
@@ -157,7 +158,7 @@ class SaveWeightsForSampler(Body, kw_only=True):
     sampling_session_seq_id: Number | None = None
     kind: str = "snapshot"
     seq_id: Seq | None = None
-    ttl_seconds: int | None = None
+    ttl_seconds: Int | None = None
     user_metadata: Metadata | None = None
     type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
 
@@ -166,7 +167,7 @@ class SaveWeightsExternal(Body, kw_only=True):
     model_id: str
     path: str  # a name
     seq_id: Seq | None = None
-    ttl_seconds: int | None = None
+    ttl_seconds: Int | None = None
     age_encryption_recipients: list[str] | None = None
     type: Literal["save_weights_external"] = "save_weights_external"
 
@@ -188,19 +189,19 @@ class JoinSamplingSession(Body, kw_only=True):
 
 
 class EncodedTextChunk(Body, tag_field="type", tag="encoded_text", kw_only=True):
-    tokens: list[int]
+    tokens: list[Int]
 
 
 class ImageChunk(Body, tag_field="type", tag="image", kw_only=True):
     data: str
     format: str
-    expected_tokens: int | None = None
+    expected_tokens: Int | None = None
 
 
 class ImageAssetPointerChunk(Body, tag_field="type", tag="image_asset_pointer", kw_only=True):
     location: str
     format: str
-    expected_tokens: int | None = None
+    expected_tokens: Int | None = None
 
 
 class DmelChunk(Body, tag_field="type", tag="dmel", kw_only=True):
@@ -212,20 +213,20 @@ class ModelInput(Body, kw_only=True):
 
 
 class SamplingParams(Body, kw_only=True):
-    max_tokens: int | None = None
-    seed: int | None = None
-    stop: str | list[str | int] | None = None
+    max_tokens: Int | None = None
+    seed: Int | None = None
+    stop: str | list[str | Int] | None = None
     temperature: float = 1.0
-    top_k: int = -1
+    top_k: Int = -1
     top_p: float = 1.0
 
 
 class Tensor(Body, kw_only=True):
-    data: list[int | float]
+    data: list[Int | float]
     dtype: Literal["int64", "float32"]
     shape: list[Seq] | None = None
-    sparse_crow_indices: list[int] | None = None
-    sparse_col_indices: list[int] | None = None
+    sparse_crow_indices: list[Int] | None = None
+    sparse_col_indices: list[Int] | None = None
 
 
 class Sample(Body, kw_only=True):
@@ -233,15 +234,15 @@ class Sample(Body, kw_only=True):
     sampling_params: SamplingParams
     sampling_session_id: str
     seq_id: Seq
-    num_samples: int = 1
+    num_samples: Int = 1
     base_model: str | None = None
     model_path: str | None = None
     prompt_logprobs: bool | None = None
-    topk_prompt_logprobs: int = 0
-    topk_sample_logprobs: int = 0
+    topk_prompt_logprobs: Int = 0
+    topk_sample_logprobs: Int = 0
     target_prompt_logprobs: Tensor | None = None
-    prompt_alt_tokens_k: int = 0
-    prompt_logprobs_last_n: int | None = None
+    prompt_alt_tokens_k: Int = 0
+    prompt_logprobs_last_n: Int | None = None
     record_stability_info: bool | None = None
     type: Literal["sample"] = "sample"
 
@@ -279,7 +280,7 @@ class WeightsInfo(Body, kw_only=True):
 
 
 class SetTtl(Body, kw_only=True):
-    ttl_seconds: int | None  # None: for ever
+    ttl_seconds: Int | None  # None: for ever
 
 
 class CopyWeights(Body, kw_only=True):
@@ -287,7 +288,7 @@ class CopyWeights(Body, kw_only=True):
     session_id: str | None = None
     model_seq_id: Number | None = None
     destination_project_id: str | None = None
-    ttl_seconds: int | None = None
+    ttl_seconds: Int | None = None
     weights_access_token: str | None = None
 
 
@@ -347,7 +348,7 @@ class _Refused:
 _PROJECT = "there are no projects"
 _ADAM = "AdamW is the only optimizer"
 _TOKEN = "there are no access tokens; what is published can be read by its path"
-_UNSERVED: dict[type[Body], tuple[_Refused, ...]] = {
+UNSERVED: dict[type[Body], tuple[_Refused, ...]] = {
     CreateSession: (_Refused("project_id", _PROJECT),),
     CreateModel: (_Refused("optimizer_config", _ADAM, {"type": "adamw"}),),
     OptimStep: (_Refused("optimizer_params", _ADAM),),
@@ -375,7 +376,7 @@ def refuse_unserved(body: Body) -> None:
     Raises:
         Unserved: naming the field, its value and the reason.
     """
-    for refused in _UNSERVED.get(type(body), ()):
+    for refused in UNSERVED.get(type(body), ()):
         value = getattr(body, refused.name)
         if value is not None and value != refused.served:
             shown = "given" if refused.name == "weights_access_token" else repr(value)[:200]
