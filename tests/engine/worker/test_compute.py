@@ -20,7 +20,7 @@ from weft.client.messages import (
     Request,
     SaveState,
 )
-from weft.client.worker_messages import Done, Failed, Withdraw
+from weft.client.worker_messages import Done, Failed, Withdraw, WorkerCounters
 from weft.engine.adapters.head import Head, HeadResult
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.files.store import CheckpointFiles
@@ -46,9 +46,16 @@ class Wire:
     def __init__(self) -> None:
         self.inbox: Inbox = queue.SimpleQueue()
         self.answers: list[Header] = []
+        self.counters: WorkerCounters | None = None  # as they were told last
 
     def send(self, *frames: bytes) -> None:
-        self.answers.append(wire.decode(frames[0]))
+        header = wire.decode(frames[0])
+        if not isinstance(header, WorkerCounters):
+            self.answers.append(header)
+            return
+        self.counters = header
+        if header.steps["optimizer"]:  # the last thing that a test of them does
+            self.inbox.put(Stopped("counted"))
 
 
 class Bench:
@@ -295,3 +302,45 @@ def test_a_state_belongs_to_its_tenant_however_that_is_called(bench: Bench, tmp_
     bench.put(create(1, run_id), CommandWork(Origin(2, 1, "lab/anna/session", 2), save))
     assert bench.run() == {1: "done", 2: "done"}
     assert [record.tenant for record in CheckpointFiles(tmp_path).scan()] == ["lab/anna"]
+
+
+def counted(bench: Bench) -> WorkerCounters:
+    """What is told once an optimizer step was counted and nothing else is left to do."""
+    assert bench.compute.run() == "counted"
+    assert bench.wire.counters is not None
+    return bench.wire.counters
+
+
+def test_a_worker_tells_what_it_did_when_it_has_nothing_to_do(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft.engine.worker.progress.COUNTERS_S", 0.01)
+    bench = Bench(decoder, tmp_path, batch_tokens=64)
+    other = replace(passed(4, "b"), origin=Origin(4, 1, "local/t", 4))
+    bench.put(create(1, "a"), create(2, "b"), passed(3, "a"), other)
+    bench.put(passed(5, "a", forward_only=True), optim_step(6, "a"))
+    told = counted(bench)
+    steps = {"train": 1, "forward": 1, "sample": 0, "optimizer": 1, "control": 2}
+    assert told.steps == steps
+    assert told.tokens == {"trained": 32, "forward": 16, "prefill": 0, "decoded": 0}
+    assert told.tenants_sum == {"train": 2, "sample": 0}
+    assert (told.used["runs"], told.total["kv_pages"]) == (2, 4)
+    assert all((told.busy_s[kind] > 0) == (number > 0) for kind, number in steps.items())
+
+
+def test_a_step_that_raises_is_a_failure_and_no_step(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft.engine.worker.progress.COUNTERS_S", 0.01)
+    original, calls = bench.trainer.step, []
+
+    def step(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("injected")
+        return original(*arguments)
+
+    monkeypatch.setattr(bench.trainer, "step", step)
+    bench.put(create(1, "r"), passed(2, "r", (8,)), optim_step(3, "r"))
+    told = counted(bench)
+    assert (told.steps["train"], told.failures["train"], told.tokens["trained"]) == (1, 1, 8)

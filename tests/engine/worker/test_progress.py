@@ -2,8 +2,13 @@
 
 from weft.client.limits import limit
 from weft.client.messages import Header
-from weft.client.worker_messages import Underway, WorkerProgress
-from weft.engine.worker.progress import CommandProgress, LoadingProgress, Started
+from weft.client.worker_messages import Underway, WorkerCounters, WorkerProgress
+from weft.engine.worker.progress import (
+    CommandProgress,
+    CountersReport,
+    LoadingProgress,
+    Started,
+)
 
 
 class Clock:
@@ -64,3 +69,25 @@ def test_a_report_fits_into_its_header() -> None:
     clock.now += 5
     progress.report(lambda: [Started(number, 1, 2) for number in range(10_000)])
     assert [len(header.dispatch_ids) for header in sent] == [limit("request_ids")]  # type: ignore[attr-defined]
+
+
+COUNTERS = WorkerCounters(
+    steps={}, failures={}, busy_s={}, tokens={}, tenants={}, tenants_sum={}, used={}, total={}
+)
+
+
+def test_counters_are_reported_once_a_second_and_only_after_a_change() -> None:
+    clock = Clock()
+    sent: list[float] = []
+    report = CountersReport(lambda header: sent.append(clock.now), lambda: COUNTERS, clock)
+    report.report()  # what there is of everything
+    for _ in range(7):
+        if clock.now < 101.5:
+            report.changed()
+        report.report()
+        clock.now += 0.25
+    assert sent == [100.0, 101.0]
+    assert report.due_in_s == 0.25  # of the change at 101.25
+    clock.now += 0.25
+    report.report()
+    assert report.due_in_s is None
