@@ -102,6 +102,9 @@ LIMITS: dict[str, Limit] = {
     "poll_s": Limit(30, "s", "", "how long a poll for a result is held"),
     "fetched_ttl_s": Limit(300, "s", "result_expired", "a result that was fetched over HTTP"),
     "unfetched_ttl_s": Limit(3600, "s", "result_expired", "a result that nobody has fetched"),
+    "unnamed_samplers": Limit(
+        8, "count", "not_found", "samplers without a name of a run, over HTTP"
+    ),
     "doors": Limit(256, "count", "", "API keys that a gateway remembers"),
     "door_s": Limit(600, "s", "", "silence after which it forgets one"),
     # The HTTP gateway.

@@ -16,6 +16,7 @@ from ...client.errors import Conflict, EngineFailed, NotFound, WeftError
 from ...client.limits import LIMITS
 from ...client.messages import (
     SPOKEN_VERSIONS,
+    CloseSampler,
     Command,
     CreateSampler,
     Hello,
@@ -29,6 +30,7 @@ from .doors import CLIENT, Door
 from .errors import failed_future
 from .futures import Answer, Future, Futures, Kept
 from .line import Line, Parts
+from .unnamed import Unnamed
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Session:
         self.line = line
         self.futures = Futures(kept)
         self.last_heard = time.monotonic()
+        self.unnamed = Unnamed()
         self._events: dict[int | str, asyncio.Event] = {}  # of futures and of groups
         self._cards: dict[str, ModelCard] = {}  # of runs and samplers
         self._opening: dict[str, tuple[CreateSampler, asyncio.Future[Parts]]] = {}
@@ -65,7 +68,7 @@ class Session:
             group: of samples, what their completions are told together by.
 
         Raises:
-            WeftError: a conflict, or a header over its limit.
+            WeftError: a conflict, a sampler that was closed, or a header over its limit.
         """
         first = headers[0]
         messages = tuple(
@@ -74,6 +77,11 @@ class Session:
         digest = hashlib.blake2b(b"".join(message[0] for message in messages), digest_size=16)
         future, is_new = self.futures.open(first.request_id, digest.digest(), group)
         if is_new:
+            try:
+                self.unnamed.began(_sampler_of(group))
+            except NotFound:
+                self.futures.withdraw(first.request_id)
+                raise
             sent = self.line.post(first, messages)
             sent.add_done_callback(partial(self._answered, future, convert))
         return future
@@ -139,6 +147,12 @@ class Session:
             raise Conflict(f"sampler {header.sampler_id} is being opened on something else")
         await asyncio.shield(opened)
 
+    def keep_unnamed(self, run_id: str, sampler_id: str) -> None:
+        """A run opens a sampler without a name; one that is used no more is closed for it."""
+        for name in self.unnamed.opened(run_id, sampler_id):
+            number = self.line.new_number()
+            self.line.send([CloseSampler(request_id=number, sampler_id=name)], [()])
+
     def new_clone(self, sampler_id: str) -> int:
         """A number for one more client of a sampler, from 1 to 999,999,999."""
         taken = self._clones.setdefault(sampler_id, set())
@@ -161,6 +175,7 @@ class Session:
             log.exception("an answer could not be converted")
             failure = EngineFailed(f"unexpected answer: {type(error).__name__}")
             answer = Answer(failed_future(failure), is_failure=True)
+        self.unnamed.ended(_sampler_of(future.group))
         self.futures.settle(future.number, answer, time.monotonic())
         for key in (future.number, future.group):
             event = self._events.pop(key, None)
@@ -282,6 +297,11 @@ class Sessions:
 def find_card(cards: Sequence[ModelCard], name: str) -> ModelCard | None:
     """The card of a model by its name or another name it has."""
     return next((card for card in cards if name == card.name or name in card.aliases), None)
+
+
+def _sampler_of(group: str) -> str:
+    """The sampler of a group of samples, "" when it is none."""
+    return group.rpartition("/")[0]
 
 
 def _unknown(session_id: str) -> NotFound:

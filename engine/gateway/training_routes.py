@@ -191,7 +191,9 @@ async def save_weights_for_sampler(call: Call) -> Reply:
             sampler_id = format_sampler_id(place.session.session_id, body.sampling_session_seq_id)
             freeze = partial(SaveForSampler, sampler_id=sampler_id)
             result = {"type": kind, "sampling_session_id": sampler_id}
-            return _command(call, place, freeze, lambda _: result)
+            reply = _command(call, place, freeze, lambda _: result)
+            place.session.keep_unnamed(place.run_id, sampler_id)
+            return reply
         freeze = partial(
             SaveForSampler,
             name=check_name(body.path or ""),
