@@ -11,6 +11,7 @@ from .events import Action, Noted, ToClient
 from .failures import Failures
 from .leases import Phase, Run, Sampler, Workers
 from .metrics import Metrics
+from .past import Past, PastSampler, PastSession
 from .sessions import Session, Sessions
 
 
@@ -27,6 +28,8 @@ class Books:
         self.runs: dict[str, Run] = {}
         self.ended_runs: deque[Run] = deque()  # still among `runs`, to say why they have ended
         self.samplers: dict[str, Sampler] = {}
+        self.past_sessions: Past[PastSession] = Past(config.past_sessions)
+        self.past_samplers: Past[PastSampler] = Past(config.past_samplers)
         self.catalog = Catalog()
         self.total_bytes = 0  # payload that waits, of all sessions
         self.is_stopping = False

@@ -1,5 +1,7 @@
 """The checkpoints that exist, by path and owner, and when they expire."""
 
+from collections import Counter
+from collections.abc import Collection
 from heapq import heapify, heappop, heappush
 
 from ...client.errors import NotFound
@@ -14,14 +16,23 @@ class Catalog:
 
     def __init__(self) -> None:
         self._by_path: dict[str, Checkpoint] = {}
-        self._by_tenant: dict[str, dict[str, Checkpoint]] = {}
+        # Of a tenant, by run and path.
+        self._by_tenant: dict[str, dict[str, dict[str, Checkpoint]]] = {}
+        self._counts: Counter[str] = Counter()  # of each tenant
+        self._owners: dict[str, Counter[str]] = {}  # of a session's id: tenants, how many they have
         self._expiries: list[tuple[float, str]] = []  # a heap; entries may be out of date
         self.locked: set[str] = set()  # paths whose file the store is changing, or will write
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Enter a checkpoint, in place of an older one of the same path."""
+        if checkpoint.path in self._by_path:
+            self.remove(checkpoint.path)
         self._by_path[checkpoint.path] = checkpoint
-        self._by_tenant.setdefault(checkpoint.tenant, {})[checkpoint.path] = checkpoint
+        self._counts[checkpoint.tenant] += 1
+        run_id = parse_path(checkpoint.path).run_id
+        runs = self._by_tenant.setdefault(checkpoint.tenant, {})
+        runs.setdefault(run_id, {})[checkpoint.path] = checkpoint
+        self._owners.setdefault(_session_of(run_id), Counter())[checkpoint.tenant] += 1
         if checkpoint.expires:
             heappush(self._expiries, (checkpoint.expires, checkpoint.path))
         if self.num_expiries > 2 * len(self._by_path) + OUTDATED:
@@ -31,10 +42,20 @@ class Catalog:
     def remove(self, path: str) -> None:
         """Strike a checkpoint off."""
         checkpoint = self._by_path.pop(path)
-        own = self._by_tenant[checkpoint.tenant]
-        del own[path]
-        if not own:
-            del self._by_tenant[checkpoint.tenant]
+        self._counts[checkpoint.tenant] -= 1
+        runs = self._by_tenant[checkpoint.tenant]
+        run_id = parse_path(path).run_id
+        del runs[run_id][path]
+        if not runs[run_id]:
+            del runs[run_id]
+        if not runs:
+            del self._by_tenant[checkpoint.tenant], self._counts[checkpoint.tenant]
+        owners = self._owners[_session_of(run_id)]
+        owners[checkpoint.tenant] -= 1
+        if not owners[checkpoint.tenant]:
+            del owners[checkpoint.tenant]
+        if not owners:
+            del self._owners[_session_of(run_id)]
 
     def take_expired(self, now: float) -> list[Checkpoint]:
         """The checkpoints whose time has come, seconds since the epoch; each is told once."""
@@ -53,7 +74,7 @@ class Catalog:
 
     def count(self, tenant: str) -> int:
         """How many a tenant has."""
-        return len(self._by_tenant.get(tenant, ()))
+        return self._counts.get(tenant, 0)
 
     def __len__(self) -> int:
         return len(self._by_path)
@@ -61,27 +82,44 @@ class Catalog:
     def __contains__(self, path: str) -> bool:
         return path in self._by_path
 
-    def find(self, path: str, tenant: str, kind: str | None = None) -> Checkpoint:
-        """Look up a tenant's checkpoint.
+    def find(self, path: str, tenant: str) -> Checkpoint:
+        """Look up a checkpoint that a tenant may read: one of its own, or a public one.
 
         Raises:
-            BadRequest: not a path, or of another kind than `kind`.
-            NotFound: there is none, or it is another tenant's.
+            BadRequest: not a path.
+            NotFound: there is none, or it is another tenant's and not public.
         """
-        parts = parse_path(path)
+        parse_path(path)
         checkpoint = self._by_path.get(path)
-        if checkpoint is None or checkpoint.tenant != tenant:
+        if checkpoint is None or not (checkpoint.public or checkpoint.tenant == tenant):
             raise NotFound(f"no checkpoint {path}")
-        if kind is not None and parts.kind != kind:
-            raise NotFound(f"{path} is not of kind {kind}")
         return checkpoint
+
+    def find_own(self, path: str, tenant: str) -> Checkpoint:
+        """Look up a checkpoint that a tenant may change; raises as `find`."""
+        checkpoint = self.find(path, tenant)
+        if checkpoint.tenant != tenant:
+            raise NotFound(f"no checkpoint {path}")
+        return checkpoint
+
+    def owners(self, session_id: str) -> Collection[str]:
+        """The tenants that have checkpoints of the runs of a session."""
+        return self._owners.get(session_id, {}).keys()
+
+    def runs(self, tenant: str) -> Collection[str]:
+        """The ids of the runs that a tenant has checkpoints of."""
+        return self._by_tenant.get(tenant, {}).keys()
 
     def of(self, tenant: str, run_id: str = "") -> list[Checkpoint]:
         """A tenant's checkpoints, of one run or of all, newest first."""
-        prefix = f"weft://{run_id}/" if run_id else "weft://"
-        found = [
-            checkpoint
-            for path, checkpoint in self._by_tenant.get(tenant, {}).items()
-            if path.startswith(prefix)
-        ]
-        return sorted(found, key=lambda checkpoint: checkpoint.created, reverse=True)
+        runs = self._by_tenant.get(tenant, {})
+        found = [runs.get(run_id, {})] if run_id else list(runs.values())
+        return sorted((checkpoint for run in found for checkpoint in run.values()), key=_newest)
+
+
+def _session_of(run_id: str) -> str:
+    return run_id.partition(":")[0]
+
+
+def _newest(checkpoint: Checkpoint) -> tuple[float, str]:
+    return -checkpoint.created, checkpoint.path

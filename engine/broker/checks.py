@@ -19,9 +19,9 @@ from ...client.messages import (
     SaveForSampler,
     SaveState,
 )
-from ...client.paths import CheckpointPath, check_name, format_run_id
+from ...client.paths import check_name, format_run_id
 from ...client.ttl import check_ttl
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import Checkpoint, saved_path
 from .books import Books
 from .leases import Run
 from .sessions import Session
@@ -47,20 +47,11 @@ def check_command(books: Books, session: Session, run: Run, header: Command) -> 
             if header.new_run_id in books.runs:
                 raise Conflict(f"run {header.new_run_id} exists")
         case SaveState():
-            path = str(CheckpointPath(run.run_id, "weights", check_name(header.name)))
+            check_name(header.name)
             check_ttl(header.ttl_s or None)
-            check_free(books, session, path, header.overwrite)
+            check_free(books, session, saved_path(header), header.overwrite)
         case SaveForSampler():
-            if not header.name and not header.sampler_id:
-                raise BadRequest("save_for_sampler needs a name, a sampler_id, or both")
-            if header.name:
-                path = str(CheckpointPath(run.run_id, "sampler_weights", check_name(header.name)))
-                check_ttl(header.ttl_s or None)
-                check_free(books, session, path, overwrite=False)
-            elif header.ttl_s or header.user_metadata:
-                raise BadRequest("ttl_s and user_metadata are of a file, which has a name")
-            if header.sampler_id:
-                check_sampler_id(books, session, header.sampler_id)
+            _check_freeze(books, session, header)
         case LoadState():
             if not _is_being_saved(run, header):
                 find_state(books, session, header.path, header.with_optimizer)
@@ -86,8 +77,8 @@ def check_sampler(books: Books, session: Session, header: CreateSampler) -> str:
 
 
 def find_state(books: Books, session: Session, path: str, with_optimizer: bool) -> Checkpoint:
-    """A training state of the session's tenant; raises NotFound when what is asked is not there."""
-    found = books.catalog.find(path, session.tenant, "weights")
+    """A checkpoint to train from; raises NotFound when what is asked is not there."""
+    found = books.catalog.find(path, session.tenant)
     if with_optimizer and not found.has_optimizer:
         raise NotFound(f"{path} holds no optimizer state")
     return found
@@ -128,6 +119,21 @@ def _check_pass(header: ForwardBackward) -> None:
     if not has_more_targets and not 1 <= header.num_datums <= header.num_tokens:
         counts = f"{header.num_datums} datums of {header.num_tokens} tokens"
         raise BadRequest(f"a part with {counts}")
+
+
+def _check_freeze(books: Books, session: Session, header: SaveForSampler) -> None:
+    if header.is_external and (header.sampler_id or not header.name):
+        raise BadRequest("external weights have a name, and no sampler_id")
+    if not header.name and not header.sampler_id:
+        raise BadRequest("save_for_sampler needs a name, a sampler_id, or both")
+    if header.name:
+        check_name(header.name)
+        check_ttl(header.ttl_s or None)
+        check_free(books, session, saved_path(header), overwrite=False)
+    elif header.ttl_s or header.user_metadata:
+        raise BadRequest("ttl_s and user_metadata are of a file, which has a name")
+    if header.sampler_id:
+        check_sampler_id(books, session, header.sampler_id)
 
 
 def _check_create(books: Books, session: Session, header: CreateRun) -> None:
@@ -175,13 +181,13 @@ def check_free(books: Books, session: Session, path: str, overwrite: bool) -> No
 
 
 def _is_being_saved(run: Run, header: LoadState) -> bool:
-    """Whether an earlier, unfinished command of the same run writes the path."""
+    """Whether an earlier, unfinished command of the same run writes what is to be loaded."""
     unfinished = (State.HELD, State.QUEUED, State.DISPATCHED, State.SETTLED)
     return any(
-        isinstance(work.header, SaveState)
+        isinstance(work.header, SaveState | SaveForSampler)
         and work.seq < header.seq
         and work.state in unfinished
-        and header.path == str(CheckpointPath(run.run_id, "weights", work.header.name))
+        and header.path == saved_path(work.header)
         for work in run.log.commands.values()
     )
 

@@ -15,6 +15,8 @@ class BrokerConfig:
     total_runs: int = limit("total_runs")
     expired_runs: int = limit("expired_runs")
     samplers: int = limit("samplers")
+    past_sessions: int = limit("past_sessions")
+    past_samplers: int = limit("past_samplers")
     watchers: int = limit("watchers")
     checkpoints: int = limit("checkpoints")
     config_bytes: int = limit("config_bytes")

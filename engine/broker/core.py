@@ -84,6 +84,7 @@ from .greeting import Greeting, check_operator
 from .key_book import OPERATOR, KeyBook
 from .leases import Phase, Worker
 from .outcomes import Outcomes
+from .past import PastSession
 from .queries import Queries
 from .sessions import Session
 from .stopping import Stopping
@@ -265,6 +266,7 @@ class BrokerCore:
                 self._answers.deliver(session, request_id, work)
 
     def _query(self, session: Session, message: ClientMessage, header: Query) -> None:
+        self._greeting.check_query(session, header)
         self._books.reply(session, header.request_id, self._queries.answer(session, header))
 
     def _explain(self, session: Session, message: ClientMessage, header: Explain) -> None:
@@ -296,6 +298,8 @@ class BrokerCore:
         self._dispatcher.end_session_work(session, code, detail)
         runs = [self._books.runs[run_id] for run_id in session.runs]
         self._books.sessions.close(session)
+        past = PastSession.of(session, self._books.wall_offset)
+        self._books.past_sessions.add(session.tenant, session.session_id, past)
         self._answers.close(session)
         self._filing.end_session(session)
         for run in runs:

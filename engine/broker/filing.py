@@ -5,11 +5,13 @@ from typing import Any
 
 from ...client.file_messages import (
     CloseTransfer,
+    CopyCheckpoint,
     DeleteCheckpoint,
     ExpireCheckpoint,
     FinishUpload,
     OpenDownload,
     OpenUpload,
+    PublishCheckpoint,
     ReadPart,
     RenameCheckpoint,
     WritePart,
@@ -34,6 +36,8 @@ class Filing:
             DeleteCheckpoint: self._keeping.delete,
             RenameCheckpoint: self._keeping.rename,
             ExpireCheckpoint: self._keeping.expire,
+            PublishCheckpoint: self._keeping.publish,
+            CopyCheckpoint: self._keeping.copy,
             OpenDownload: self._transfers.open_download,
             ReadPart: self._transfers.read_part,
             OpenUpload: self._transfers.open_upload,

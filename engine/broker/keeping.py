@@ -1,23 +1,31 @@
-"""Which checkpoints go, change their name or their time: asked for by owners, or due."""
+"""Which checkpoints go, change, or are copied: asked for by owners, or due."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from ...client.errors import Busy, Conflict
+from ...client.errors import BadRequest, Busy, Conflict
 from ...client.file_messages import (
+    CopyCheckpoint,
     DeleteCheckpoint,
     ExpireCheckpoint,
+    PublishCheckpoint,
     RenameCheckpoint,
 )
-from ...client.messages import (
-    SaveForSampler,
-    SaveState,
-)
-from ...client.paths import CheckpointPath, check_name, parse_path
+from ...client.messages import Request, SaveForSampler, SaveState
+from ...client.paths import check_name, parse_path
 from ...client.ttl import check_ttl
-from ..files.checkpoint import Checkpoint
-from ..files.jobs import DeleteState, ExpireState, JobResult, RenameState
+from ..files.checkpoint import Checkpoint, saved_path
+from ..files.jobs import (
+    CopyState,
+    DeleteState,
+    ExpireState,
+    Job,
+    JobResult,
+    PublishState,
+    RenameState,
+)
 from .books import Books
+from .checks import check_free, check_run_id
 from .events import ClientMessage
 from .sessions import Session
 from .storing import Storing
@@ -38,7 +46,7 @@ class Keeping:
         """Delete a checkpoint; whatever was made from it goes on."""
         if self._storing.is_known(session, header):
             return
-        record = self._catalog.find(header.path, session.tenant)
+        record = self._catalog.find_own(header.path, session.tenant)
         self._check_free(record.path)
         work = self._storing.begin(session, header)
         self._catalog.remove(record.path)
@@ -59,7 +67,7 @@ class Keeping:
         """Give a checkpoint another name under its run."""
         if self._storing.is_known(session, header):
             return
-        record = self._catalog.find(header.path, session.tenant)
+        record = self._catalog.find_own(header.path, session.tenant)
         target = str(replace(parse_path(header.path), name=check_name(header.name)))
         if target in self._catalog:
             raise Conflict(f"{target} exists")
@@ -80,20 +88,40 @@ class Keeping:
         """Set or clear the time at which a checkpoint is deleted."""
         if self._storing.is_known(session, header):
             return
-        record = self._catalog.find(header.path, session.tenant)
+        record = self._catalog.find_own(header.path, session.tenant)
         ttl_s = check_ttl(header.ttl_s or None)
         expires = self._wall_clock() + ttl_s if ttl_s else 0.0
-        self._check_free(record.path)
-        work = self._storing.begin(session, header)
-        self._catalog.locked.add(record.path)
+        changed = replace(record, expires=expires)
+        self._amend(session, header, changed, ExpireState(record.path, expires))
 
-        def changed(result: JobResult) -> None:
-            self._catalog.locked.discard(record.path)
-            if not result.code:
-                self._catalog.add(replace(record, expires=expires))
+    def publish(self, session: Session, message: ClientMessage, header: PublishCheckpoint) -> None:
+        """Let everybody read a checkpoint, or its owner alone; who has opened it goes on."""
+        if self._storing.is_known(session, header):
+            return
+        record = self._catalog.find_own(header.path, session.tenant)
+        changed = replace(record, public=header.public)
+        self._amend(session, header, changed, PublishState(record.path, header.public))
+
+    def copy(self, session: Session, message: ClientMessage, header: CopyCheckpoint) -> None:
+        """Copy a checkpoint to a free path of the session; the copy is private."""
+        if self._storing.is_known(session, header):
+            return
+        record = self._catalog.find(header.path, session.tenant)
+        kind = parse_path(record.path).kind
+        check_new_path(self._books, session, header.target, kind)
+        ttl_s = check_ttl(header.ttl_s or None)
+        work = self._storing.begin(session, header)
+        self._catalog.locked.add(header.target)
+
+        def copied(result: JobResult) -> None:
+            self._catalog.locked.discard(header.target)
+            if result.record is not None:
+                self._catalog.add(result.record)
+                self._note("checkpoint_copied", result.record)
             self._answer(work, result)
 
-        self._storing.ask(ExpireState(record.path, expires), changed)
+        job = CopyState(record.path, header.target, session.tenant, ttl_s, header.user_metadata)
+        self._storing.ask(job, copied)
 
     def delete_expired(self) -> None:
         """Delete what is due, but for paths that are being changed or saved anew: those wait."""
@@ -109,6 +137,20 @@ class Keeping:
     def _expired(self, record: Checkpoint) -> Callable[[JobResult], None]:
         # A file that stays is found at the next start, and is due again.
         return lambda result: self._catalog.locked.discard(record.path)
+
+    def _amend(self, session: Session, header: Request, changed: Checkpoint, job: Job) -> None:
+        """Have the store write a checkpoint's file anew, with what has changed in its record."""
+        self._check_free(changed.path)
+        work = self._storing.begin(session, header)
+        self._catalog.locked.add(changed.path)
+
+        def amended(result: JobResult) -> None:
+            self._catalog.locked.discard(changed.path)
+            if not result.code:
+                self._catalog.add(changed)
+            self._answer(work, result)
+
+        self._storing.ask(job, amended)
 
     def _answer(self, work: Work, result: JobResult) -> None:
         if result.code:
@@ -133,15 +175,19 @@ def is_being_saved(books: Books, path: str) -> bool:
     """Whether an accepted and unfinished command writes the path."""
     run = books.runs.get(parse_path(path).run_id)
     return run is not None and any(
-        work.state in _UNFINISHED and _saved_path(work) == path
+        work.state in _UNFINISHED
+        and isinstance(work.header, SaveState | SaveForSampler)
+        and saved_path(work.header) == path
         for work in run.log.commands.values()
     )
 
 
-def _saved_path(work: Work) -> str:
-    header = work.header
-    if isinstance(header, SaveState):
-        return str(CheckpointPath(header.run_id, "weights", header.name))
-    if isinstance(header, SaveForSampler) and header.name:
-        return str(CheckpointPath(header.run_id, "sampler_weights", header.name))
-    return ""
+def check_new_path(books: Books, session: Session, path: str, kind: str) -> None:
+    """Raise unless the session may write a file of this kind under this path, beside its runs."""
+    parts = parse_path(path)
+    check_run_id(session, parts.run_id)
+    if parts.kind != kind:
+        raise BadRequest(f"{path} is not of kind {kind}")
+    if path in books.catalog.locked or is_being_saved(books, path):
+        raise Conflict(f"{path} is being written")
+    check_free(books, session, path, overwrite=False)

@@ -16,14 +16,14 @@ from ...client.messages import (
     SaveForSampler,
     SaveState,
 )
-from ...client.paths import CheckpointPath
 from ...client.wire import decode
 from ...client.worker_messages import Withdraw
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import Checkpoint, saved_path
 from .answers import Answers
 from .books import Books
 from .events import Frames, ToWorker
 from .leases import Phase, Run, Sampler
+from .past import PastSampler
 from .work import State, Work
 
 
@@ -143,7 +143,10 @@ class Outcomes:
 
     def drop_sampler(self, sampler: Sampler, code: str, detail: str) -> None:
         """Strike a sampler off, and fail what waits for it."""
-        sampler.phase = Phase.CLOSED
+        was_open, sampler.phase = sampler.phase is not Phase.OPENING, Phase.CLOSED
+        if was_open:
+            past = PastSampler.of(sampler)
+            self._books.past_samplers.add(sampler.tenant, sampler.sampler_id, past)
         self._books.samplers.pop(sampler.sampler_id, None)
         sampler.session.samplers.discard(sampler.sampler_id)
         if sampler.worker is not None:
@@ -204,7 +207,7 @@ class Outcomes:
             raise AssertionError("a command without its run")
         result = _read_result(frames)
         if header.name:
-            self._add_checkpoint(run, "sampler_weights", header, result, has_optimizer=False)
+            self._add_checkpoint(run, header, result, has_optimizer=False)
         if work.sampler is not None:
             work.sampler.base_model = str(run.info.get("base_model", ""))
             work.sampler.model_path = str(result.get("path", ""))
@@ -214,7 +217,7 @@ class Outcomes:
         header, run = cast(SaveState, work.header), work.run
         if run is None:
             raise AssertionError("a command without its run")
-        self._add_checkpoint(run, "weights", header, _read_result(frames), header.include_optimizer)
+        self._add_checkpoint(run, header, _read_result(frames), header.include_optimizer)
 
     def _open(self, sampler: Sampler) -> None:
         if sampler.phase is Phase.CLOSED:
@@ -227,14 +230,13 @@ class Outcomes:
     def _add_checkpoint(
         self,
         run: Run,
-        kind: str,
         header: SaveState | SaveForSampler,
         result: dict[str, Any],
         has_optimizer: bool,
     ) -> None:
         info = run.info
         checkpoint = Checkpoint(
-            path=str(CheckpointPath(run.run_id, kind, header.name)),
+            path=saved_path(header),
             tenant=run.tenant,
             base_model=str(info.get("base_model", run.header.base_model)),
             rank=int(info.get("rank", run.header.rank)),

@@ -23,6 +23,7 @@ class Session:
         "last_heard",
         "last_sent",
         "num_waiting",
+        "opened",
         "peer",
         "requests",
         "result_bytes",
@@ -51,6 +52,7 @@ class Session:
         self.lane = f"{tenant}/{session_id}"
         self.peer: bytes | None = None  # where it is connected
         self.admission = Admission(tenant)  # of the peer that is, or was, connected
+        self.opened = now
         self.last_heard = now
         self.last_sent = now
         self.requests: dict[int, Work] = {}  # not yet forgotten, by request id

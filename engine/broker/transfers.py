@@ -18,7 +18,6 @@ from ...client.file_messages import (
 )
 from ...client.local_files import CONFIG_NAME, TENSORS_NAME
 from ...client.messages import Array, Reply
-from ...client.paths import parse_path
 from ...client.ttl import check_ttl
 from ...client.worker_messages import SiteSpan
 from ..files.jobs import (
@@ -32,9 +31,8 @@ from ..files.jobs import (
 )
 from ..files.outgoing import UNEMBED_CHOICES
 from .books import Books
-from .checks import check_free, check_run_id
 from .events import ClientMessage, ToClient
-from .keeping import is_being_saved
+from .keeping import check_new_path
 from .sessions import Session
 from .storing import Storing
 
@@ -81,7 +79,7 @@ class Transfers:
     # Downloads.
 
     def open_download(self, session: Session, message: ClientMessage, header: OpenDownload) -> None:
-        """Begin to read one of the tenant's checkpoints."""
+        """Begin to read a checkpoint of the tenant's, or a public one."""
         if self._storing.is_known(session, header):
             return
         record = self._books.catalog.find(header.path, session.tenant)
@@ -137,16 +135,10 @@ class Transfers:
         """Begin to take an adapter, to be kept under a free path of the session."""
         if self._storing.is_known(session, header):
             return
-        parts = parse_path(header.path)
-        check_run_id(session, parts.run_id)
-        if parts.kind != "weights":
-            raise BadRequest(f"{header.path} is no path of a training state")
+        check_new_path(self._books, session, header.path, "weights")
         check_ttl(header.ttl_s or None)
         self._check_sizes(header.sizes)
         model, spans = self._find_model(header.base_model)
-        if header.path in self._books.catalog.locked or is_being_saved(self._books, header.path):
-            raise Conflict(f"{header.path} is being written")
-        check_free(self._books, session, header.path, overwrite=False)
         self._check_room(session)
         size = sum(header.sizes.values())
         held = sum(transfer.size for transfer in self.by_id.values() if transfer.upload is not None)

@@ -5,16 +5,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...client.paths import parse_path
+from ...client.messages import SaveForSampler, SaveState
+from ...client.paths import CheckpointPath, parse_path
 
 METADATA_KEY = "weft"
+
+
+def saved_path(header: SaveState | SaveForSampler) -> str:
+    """The path that a command saves under, "" when it keeps no file."""
+    if isinstance(header, SaveState):
+        kind = "weights"
+    else:
+        kind = "external_weights" if header.is_external else "sampler_weights"
+    return str(CheckpointPath(header.run_id, kind, header.name)) if header.name else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A saved state of a run: with it a run can start or go on, or a sampler be opened."""
 
-    path: str  # "weft://<run_id>/weights/<name>" or ".../sampler_weights/<name>"
+    path: str  # "weft://<run_id>/<kind>/<name>"
     tenant: str
     base_model: str
     rank: int
@@ -29,6 +39,7 @@ class Checkpoint:
     has_optimizer: bool = True
     expires: float = 0.0  # seconds since the epoch, 0 never
     unembed_site: str = ""  # name of the unembedding's site when it is trained
+    public: bool = False  # everybody may read it who knows its path
 
     def fields(self) -> dict[str, Any]:
         """What its owner is told."""

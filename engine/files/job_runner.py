@@ -11,6 +11,7 @@ from ...client.local_files import TENSORS_NAME
 from ...client.wire import digest_bytes
 from .checkpoint import Checkpoint
 from .jobs import (
+    CopyState,
     DeleteState,
     ExpireState,
     ForgetTransfer,
@@ -19,6 +20,7 @@ from .jobs import (
     JobResult,
     OpenSpace,
     OpenState,
+    PublishState,
     ReadBytes,
     RenameState,
     WriteBytes,
@@ -54,6 +56,8 @@ class JobRunner:
             DeleteState: self._delete,
             RenameState: self._rename,
             ExpireState: self._expire,
+            PublishState: self._publish,
+            CopyState: self._copy,
             OpenState: self._open_state,
             ReadBytes: self._read,
             OpenSpace: self._open_space,
@@ -84,8 +88,26 @@ class JobRunner:
         return JobResult(result={"path": self._files.rename(job.path, job.name)})
 
     def _expire(self, job: ExpireState) -> JobResult:
-        record = self._files.set_expiry(job.path, job.expires)
+        record = self._files.amend(job.path, expires=job.expires)
         return JobResult(result={"path": job.path, "expires": record.expires}, record=record)
+
+    def _publish(self, job: PublishState) -> JobResult:
+        record = self._files.amend(job.path, public=job.public)
+        return JobResult(result={"path": job.path, "public": record.public}, record=record)
+
+    def _copy(self, job: CopyState) -> JobResult:
+        created = now()
+        record = self._files.copy(
+            job.path,
+            path=job.target,
+            tenant=job.tenant,
+            created=created,
+            expires=created + job.ttl_s if job.ttl_s else 0.0,
+            user_metadata=job.user_metadata,
+            public=False,
+        )
+        result = {"path": record.path, "size_bytes": record.size_bytes}
+        return JobResult(result=result, record=record)
 
     def _open_state(self, job: OpenState) -> JobResult:
         handle = self._files.handle(job.path)

@@ -28,6 +28,23 @@ class ExpireState(NamedTuple):
     expires: float  # seconds since the epoch, 0 never
 
 
+class PublishState(NamedTuple):
+    """Note in a state's file who may read it."""
+
+    path: str
+    public: bool
+
+
+class CopyState(NamedTuple):
+    """Write a state again under another path; the answer has the record of the copy."""
+
+    path: str
+    target: str
+    tenant: str  # of the copy
+    ttl_s: int
+    user_metadata: dict[str, str]
+
+
 class OpenState(NamedTuple):
     """Begin to read a state; the result is {"files": [[name, size], ...]}."""
 
@@ -85,6 +102,8 @@ Job = (
     DeleteState
     | RenameState
     | ExpireState
+    | PublishState
+    | CopyState
     | OpenState
     | ReadBytes
     | OpenSpace

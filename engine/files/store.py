@@ -1,7 +1,7 @@
 """The directory of saved states: names, atomic writing, and what is there.
 
     <root>/<run>/weights/<name>.safetensors           fp32 master weights, moments, step
-    <root>/<run>/sampler_weights/<name>.safetensors   weights only
+    <root>/<run>/sampler_weights/<name>.safetensors   weights only; external_weights the same
 
 The record that describes a file is in its safetensors metadata, so a directory of such files is its
 own index; where a file lies decides its path. Whatever is being written has a name that begins with
@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ...client.errors import BadRequest, Conflict, NotFound
 from ...client.paths import CheckpointPath, parse_path
 from .checkpoint import METADATA_KEY, Checkpoint
+from .outgoing import peft_files
 from .tensors import Contents, make_header, read_contents
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class CheckpointFiles:
         fill: Callable[[Path, Mapping[str, str]], None],
         overwrite: bool = False,
     ) -> int:
-        """Write a state so that it is there whole or not at all; returns its size in bytes.
+        """Write a state so that it is there whole or not at all; returns what counts as its size.
 
         Args:
             record: what it is.
@@ -63,7 +64,7 @@ class CheckpointFiles:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _whole(target) as temporary:
             fill(temporary, record.to_metadata())
-        return target.stat().st_size
+        return self.record(record.path).size_bytes
 
     @contextmanager
     def open(self, path: str) -> Iterator[tuple[BinaryIO, Checkpoint, Contents]]:
@@ -84,7 +85,10 @@ class CheckpointFiles:
             raise NotFound(f"no checkpoint {path}") from None
 
     def describe(self, path: str, handle: BinaryIO) -> tuple[Checkpoint, Contents]:
-        """Record and contents of an open state; raises BadRequest when it is damaged."""
+        """Record and contents of an open state; raises BadRequest when it is damaged.
+
+        Its size is that of the file, or of the adapter that external weights are for others.
+        """
         try:
             contents = read_contents(handle)
             record = Checkpoint.from_metadata(
@@ -92,7 +96,15 @@ class CheckpointFiles:
             )
         except (OSError, ValueError) as error:
             raise BadRequest(f"checkpoint {path} is damaged: {error}") from error
+        if parse_path(path).kind == "external_weights":
+            adapter = peft_files(record, contents, "include", "")
+            record = replace(record, size_bytes=sum(file.size for file in adapter))
         return record, contents
+
+    def record(self, path: str) -> Checkpoint:
+        """What a state is; raises as `open`."""
+        with self.open(path) as (_, record, _):
+            return record
 
     def delete(self, path: str) -> None:
         """Remove a state; it is no error when there is none."""
@@ -120,18 +132,29 @@ class CheckpointFiles:
         _sync_directory(target.parent)
         return renamed
 
-    def set_expiry(self, path: str, expires: float) -> Checkpoint:
-        """Write a state anew with another time of expiry; returns its record."""
+    def amend(self, path: str, **changes: Any) -> Checkpoint:
+        """Write a state anew with another record; returns that.
+
+        Args:
+            path: of the state.
+            changes: fields of the record and their values.
+        """
         with self.open(path) as (source, record, contents):
-            record = replace(record, expires=expires)
-            metadata = {**contents.metadata, METADATA_KEY: record.to_metadata()[METADATA_KEY]}
-            entries = [(name, item.dtype, item.shape) for name, item in contents.tensors.items()]
-            source.seek(contents.data_start)
-            with _whole(self.file(path)) as temporary, temporary.open("wb") as target:
-                target.write(make_header(entries, metadata))
-                shutil.copyfileobj(source, target, COPY_BYTES)
-                size = target.tell()
-        return replace(record, size_bytes=size)
+            record = replace(record, **changes)
+            with _whole(self.file(path)) as temporary:
+                _copy(source, contents, record, temporary)
+        return self.record(path)
+
+    def copy(self, path: str, /, **changes: Any) -> Checkpoint:
+        """Write a state again, under the path that is one of the `changes`; returns its record.
+
+        Raises:
+            Conflict: the new path is taken.
+        """
+        with self.open(path) as (source, record, contents):
+            record = replace(record, **changes)
+            self.write(record, lambda target, metadata: _copy(source, contents, record, target))
+        return self.record(record.path)
 
     def scan(self) -> list[Checkpoint]:
         """All states of this directory; unreadable files are left out, with a warning."""
@@ -179,6 +202,16 @@ class Claim:
 def now() -> float:
     """The creation time of a new record, seconds since the epoch."""
     return time.time()
+
+
+def _copy(source: BinaryIO, contents: Contents, record: Checkpoint, target: Path) -> None:
+    """Write the tensors of an open state to another file, with this record."""
+    metadata = {**contents.metadata, METADATA_KEY: record.to_metadata()[METADATA_KEY]}
+    entries = [(name, item.dtype, item.shape) for name, item in contents.tensors.items()]
+    source.seek(contents.data_start)
+    with target.open("wb") as copy:
+        copy.write(make_header(entries, metadata))
+        shutil.copyfileobj(source, copy, COPY_BYTES)
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from ...client.messages import (
     SaveForSampler,
     SaveState,
 )
-from ...client.paths import CheckpointPath, check_name
+from ...client.paths import check_name
 from ..adapters.store import AdapterStore, Run, WeightsVersion
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import Checkpoint, saved_path
 from ..files.outgoing import is_moment
 from ..files.store import CheckpointFiles, now
 from .checkpoints import load_tensors, save_tensors
@@ -117,8 +117,7 @@ class Controls:
     def _save_state(self, work: CommandWork, header: SaveState) -> dict[str, Any]:
         held = self._runs.healthy(header.run_id)
         tensors, step = self._store.export_state(held.run, header.include_optimizer)
-        path = str(CheckpointPath(header.run_id, "weights", check_name(header.name)))
-        record = self._record(work, held, path, header)
+        record = self._record(work, held, header)
         record = replace(record, step=step, has_optimizer=header.include_optimizer)
         return self._save(record, tensors, header.overwrite)
 
@@ -141,9 +140,11 @@ class Controls:
         held = self._runs.healthy(header.run_id)
         result: dict[str, Any] = {}
         if header.name:
-            path = str(CheckpointPath(header.run_id, "sampler_weights", check_name(header.name)))
-            tensors = self._store.export_weights(held.run.version)
-            record = replace(self._record(work, held, path, header), has_optimizer=False)
+            if header.is_external:
+                tensors, _ = self._store.export_state(held.run, with_optimizer=False)
+            else:
+                tensors = self._store.export_weights(held.run.version)
+            record = replace(self._record(work, held, header), has_optimizer=False)
             result |= self._save(record, tensors)
         if header.sampler_id:
             version = self._store.retain(held.run.version)
@@ -205,12 +206,13 @@ class Controls:
         return {**told, "created": record.created, "expires": record.expires}
 
     def _record(
-        self, work: CommandWork, held: HeldRun, path: str, header: SaveState | SaveForSampler
+        self, work: CommandWork, held: HeldRun, header: SaveState | SaveForSampler
     ) -> Checkpoint:
+        check_name(header.name)
         created = now()
         unembed = next((s.name for s in self._store.sites if s.family == "unembed"), "")
         return Checkpoint(
-            path=path,
+            path=saved_path(header),
             tenant=work.origin.lane.rpartition("/")[0],
             base_model=self._model_name,
             rank=held.run.rank,

@@ -17,11 +17,32 @@ def test_a_checkpoint_is_found_by_its_owner_only() -> None:
         catalog.find(PATH, "somebody else")
 
 
-def test_a_checkpoint_of_another_kind_is_not_found() -> None:
+def test_a_public_checkpoint_is_found_by_all_and_changed_by_its_owner() -> None:
+    catalog = Catalog()
+    catalog.add(checkpoint("a", public=True))
+    assert catalog.find(PATH, "somebody else") == catalog.find_own(PATH, "local")
+    with pytest.raises(NotFound, match=f"^no checkpoint {PATH}$"):
+        catalog.find_own(PATH, "somebody else")
+    assert catalog.of("somebody else") == []
+
+
+def test_a_tenant_has_the_runs_of_its_checkpoints() -> None:
+    catalog = Catalog()
+    other = f"{SESSION}:train:1"
+    for record in (checkpoint("a"), checkpoint("b"), checkpoint("c", tenant="somebody else")):
+        catalog.add(record)
+    catalog.add(checkpoint("x", path=f"weft://{other}/weights/x"))
+    catalog.remove(PATH)
+    assert set(catalog.runs("local")) == {RUN, other}
+    catalog.remove(f"weft://{RUN}/weights/b")
+    assert (set(catalog.runs("local")), set(catalog.runs("nobody"))) == ({other}, set())
+
+
+def test_a_checkpoint_that_changed_its_owner_is_counted_once() -> None:
     catalog = Catalog()
     catalog.add(checkpoint("a"))
-    with pytest.raises(NotFound, match="not of kind sampler_weights"):
-        catalog.find(PATH, "local", "sampler_weights")
+    catalog.add(checkpoint("a", tenant="somebody else"))
+    assert (catalog.count("local"), catalog.count("somebody else")) == (0, 1)
 
 
 def test_what_is_no_path_is_a_bad_request() -> None:

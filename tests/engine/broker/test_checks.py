@@ -106,7 +106,6 @@ def test_checkpoints_of_a_tenant_are_bounded() -> None:
         ("/etc/passwd", "bad_request"),
         (f"weft://{RUN}/weights/../x", "bad_request"),
         (f"weft://{RUN}/weights/absent", "not_found"),
-        (FROZEN, "not_found"),
     ],
 )
 def test_a_state_that_is_not_there_cannot_be_loaded(path: str, code: str) -> None:
@@ -114,6 +113,44 @@ def test_a_state_that_is_not_there_cannot_be_loaded(path: str, code: str) -> Non
     assert told(bench.say(load_state(1, path))) == [(11, code)]
     assert told(bench.say(create_run(request_id=5, run_id=RUN[:-1] + "1", from_path=path))) == [
         (5, code)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sampler_weights", "external_weights"])
+def test_weights_of_any_kind_are_trained_from_but_bring_no_optimizer(kind: str) -> None:
+    bench = ready_bench()
+    path = f"weft://{RUN}/{kind}/w"
+    bench.handle(CatalogLoaded((checkpoint("w", path=path, has_optimizer=False),)))
+    run_id = f"{SESSION}:train:1"
+    refused = create_run(5, run_id, from_path=path, with_optimizer=True)
+    assert told(bench.say(refused)) == [(5, "not_found")]
+    fresh = create_run(6, f"{SESSION}:train:2", from_path=path, digest=digest("fresh"))
+    assert dispatched(bench.say(fresh)) == [("create_run", 0)]
+
+
+def test_a_run_loads_the_weights_that_it_is_saving() -> None:
+    bench = ready_bench()
+    bench.say(save_for_sampler(1, name="w", sampler_id=""))
+    load = replace(load_state(2, f"weft://{RUN}/sampler_weights/w"), with_optimizer=False)
+    assert dispatched(bench.say(load)) == [("load_state", 2)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"name": ""}, id="no name"),
+        pytest.param({"name": "", "sampler_id": ""}, id="neither"),
+        pytest.param({"name": "w"}, id="a sampler, too"),
+        pytest.param({"name": "taken", "sampler_id": ""}, id="a name that is taken"),
+    ],
+)
+def test_external_weights_are_a_file_of_a_free_name(fields: dict[str, str]) -> None:
+    bench = ready_bench()
+    path = f"weft://{RUN}/external_weights/taken"
+    bench.handle(CatalogLoaded((checkpoint("taken", path=path),)))
+    header = save_for_sampler(1, is_external=True, **fields)
+    assert told(bench.say(header)) == [
+        (11, "conflict" if fields.get("name") == "taken" else "bad_request")
     ]
 
 

@@ -16,7 +16,12 @@ from core_bench import (
     told,
 )
 
-from weft.client.file_messages import DeleteCheckpoint, ExpireCheckpoint, RenameCheckpoint
+from weft.client.file_messages import (
+    DeleteCheckpoint,
+    ExpireCheckpoint,
+    PublishCheckpoint,
+    RenameCheckpoint,
+)
 from weft.client.messages import Ack, LoadState, Query, Reply, Resume
 from weft.engine.broker.events import (
     Action,
@@ -28,7 +33,13 @@ from weft.engine.broker.events import (
     ToClient,
 )
 from weft.engine.files.checkpoint import Checkpoint
-from weft.engine.files.jobs import DeleteState, ExpireState, JobResult, RenameState
+from weft.engine.files.jobs import (
+    DeleteState,
+    ExpireState,
+    JobResult,
+    PublishState,
+    RenameState,
+)
 
 PATH = f"weft://{RUN}/weights/a"
 OTHER_CLIENT = b"other"
@@ -51,6 +62,10 @@ def rename(name: str, request_id: int = 50) -> RenameCheckpoint:
 
 def expire(ttl_s: int, request_id: int = 50) -> ExpireCheckpoint:
     return ExpireCheckpoint(request_id=request_id, path=PATH, ttl_s=ttl_s)
+
+
+def publish(public: bool = True, request_id: int = 50) -> PublishCheckpoint:
+    return PublishCheckpoint(request_id=request_id, path=PATH, public=public)
 
 
 def paths(bench: CoreBench) -> list[str]:
@@ -102,10 +117,12 @@ def test_after_a_reconnect_a_delete_need_not_be_sent_again() -> None:
     assert getattr(known.header, "request_ids", None) == [50]
 
 
-@pytest.mark.parametrize("header", [delete(), rename("b"), expire(60)])
-def test_foreign_checkpoints_answer_like_unknown_ones(header: Any) -> None:
+@pytest.mark.parametrize("is_public", [False, True])
+@pytest.mark.parametrize("header", [delete(), rename("b"), expire(60), publish(), publish(False)])
+def test_foreign_checkpoints_answer_like_unknown_ones(header: Any, is_public: bool) -> None:
     bench = bench_with(
-        checkpoint("a"), tenant_of=lambda key: {"": "local", "k": "somebody else"}.get(key)
+        checkpoint("a", public=is_public),
+        tenant_of=lambda key: {"": "local", "k": "somebody else"}.get(key),
     )
     bench.hello(OTHER, OTHER_CLIENT, "k")
     foreign = bench.say(header, peer=OTHER_CLIENT)
@@ -122,6 +139,7 @@ def test_a_path_that_is_being_saved_waits() -> None:
     assert told(bench.say(delete())) == [(50, "busy")]
     assert told(bench.say(rename("b"))) == [(50, "busy")]
     assert told(bench.say(expire(60))) == [(50, "busy")]
+    assert told(bench.say(publish())) == [(50, "busy")]
     bench.finish(path=PATH, size_bytes=5)
     assert bench.say(delete()) == [StoreJob(1, DeleteState(PATH))]
 
@@ -204,6 +222,24 @@ def test_a_time_to_live_beyond_its_range_is_refused(ttl_s: int) -> None:
     assert told(bench.say(expire(ttl_s))) == [(50, "bad_request")]
     assert told(bench.say(save_state(1, ttl_s=ttl_s))) == [(11, "bad_request")]
     assert told(bench.say(save_for_sampler(2, name="s", ttl_s=ttl_s))) == [(12, "bad_request")]
+
+
+def test_a_checkpoint_is_public_once_its_file_says_so_and_until_it_does_not() -> None:
+    bench = bench_with(checkpoint("a", expires=5000.0))
+    for number, public in ((1, True), (2, True), (3, False)):
+        (job,) = bench.say(publish(public, 49 + number))
+        assert job == StoreJob(number, PublishState(PATH, public))
+        assert bench.core._books.catalog.find(PATH, "local").public is (number > 1)
+        bench.handle(done(number, result={"path": PATH, "public": public}))
+    assert bench.core._books.catalog.find(PATH, "local") == checkpoint("a", expires=5000.0)
+
+
+def test_a_checkpoint_that_cannot_be_published_stays_private() -> None:
+    bench = bench_with(checkpoint("a"))
+    bench.say(publish())
+    assert told(bench.handle(StoreDone(1, FAILED))) == [(50, "internal")]
+    assert not bench.core._books.catalog.find(PATH, "local").public
+    assert bench.say(publish(True, 51)) == [StoreJob(2, PublishState(PATH, True))]
 
 
 def test_what_expires_while_it_is_saved_anew_stays() -> None:

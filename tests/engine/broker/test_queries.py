@@ -156,8 +156,8 @@ def test_the_books_of_another_tenant_are_closed() -> None:
     bench.open_run()
     bench.handle(CatalogLoaded((checkpoint("mine"),)))
     bench.hello(OTHER, b"client", api_key="spy")
-    assert ask(bench, "runs") == {"runs": [], "next": -1}
-    assert ask(bench, "checkpoints", RUN) == {"checkpoints": [], "next": -1}
+    assert ask(bench, "runs") == {"runs": [], "next": -1, "total": 0}
+    assert ask(bench, "checkpoints", RUN) == {"checkpoints": [], "next": -1, "total": 0}
     assert [lane["lane"] for lane in ask(bench, "status")["lanes"]] == [f"spy/{OTHER}"]
     for what, subject in (("run", RUN), ("checkpoints", f"weft://{RUN}/weights/mine")):
         header = Query(request_id=9, what=what, subject=subject)

@@ -22,6 +22,13 @@ def test_where_a_file_lies_decides_its_path() -> None:
     assert (found.path, found.size_bytes) == (PATH, 77)
 
 
+def test_a_record_of_before_there_were_public_ones_is_private() -> None:
+    fields = json.loads(checkpoint("a", public=True).to_metadata()["weft"])
+    del fields["public"]
+    text = json.dumps(fields)
+    assert not Checkpoint.from_metadata({"weft": text}, path=PATH, size_bytes=10).public
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -9,10 +9,11 @@ from adapter_files import SPANS, key, make_adapter, make_tensors
 from core_bench import RUN, checkpoint
 from safetensors.numpy import load, save
 
-from weft.client.errors import BadRequest, NotFound
+from weft.client.errors import BadRequest, Conflict, NotFound
 from weft.client.wire import digest_bytes
 from weft.engine.files.job_runner import JobRunner
 from weft.engine.files.jobs import (
+    CopyState,
     DeleteState,
     ExpireState,
     ForgetTransfer,
@@ -20,6 +21,7 @@ from weft.engine.files.jobs import (
     JobResult,
     OpenSpace,
     OpenState,
+    PublishState,
     ReadBytes,
     RenameState,
     WriteBytes,
@@ -152,6 +154,63 @@ def test_names_and_times_change_in_place(bench: Bench) -> None:
     bench.runner.carry_out(ExpireState(f"weft://{RUN}/weights/b", 5.0))
     (record,) = bench.files.scan()
     assert (record.path, record.expires) == (f"weft://{RUN}/weights/b", 5.0)
+
+
+def test_who_may_read_a_state_is_kept_in_its_file(bench: Bench) -> None:
+    bench.upload(make_adapter(), ttl_s=60)
+    tensors = load(bench.files.file(PATH).read_bytes())
+    for public in (True, False):
+        result = bench.runner.carry_out(PublishState(PATH, public))
+        assert result.result == {"path": PATH, "public": public}
+        assert bench.files.scan() == [result.record]
+        assert result.record is not None
+        assert (result.record.public, result.record.expires > 0) == (public, True)
+    found = load(bench.files.file(PATH).read_bytes())
+    assert {name: a.tobytes() for name, a in found.items()} == {
+        name: a.tobytes() for name, a in tensors.items()
+    }
+
+
+def test_a_copy_is_its_owners_own_and_the_source_stays(bench: Bench) -> None:
+    source = bench.upload(make_adapter(), ttl_s=60).record
+    bench.runner.carry_out(PublishState(PATH, True))
+    target = f"weft://{RUN[:-1]}9/weights/b"
+    copied = bench.runner.carry_out(CopyState(PATH, target, "somebody", 0, {"a": "b"}))
+    copy, original = copied.record, bench.files.record(PATH)
+    assert copy is not None
+    assert source is not None
+    assert copied.result == {"path": target, "size_bytes": copy.size_bytes}
+    assert (copy.tenant, copy.public, copy.expires) == ("somebody", False, 0.0)
+    assert (copy.user_metadata, copy.rank, copy.created >= source.created) == ({"a": "b"}, 2, True)
+    assert (original.tenant, original.public, original.expires) == ("local", True, source.expires)
+    found, kept = (load(bench.files.file(path).read_bytes()) for path in (target, PATH))
+    assert {name: a.tobytes() for name, a in found.items()} == {
+        name: a.tobytes() for name, a in kept.items()
+    }
+
+
+def test_a_copy_has_a_time_of_its_own_and_never_replaces(bench: Bench) -> None:
+    bench.upload(make_adapter())
+    target = f"weft://{RUN}/weights/b"
+    copy = bench.runner.carry_out(CopyState(PATH, target, "local", 60, {})).record
+    assert copy is not None
+    assert copy.expires == copy.created + 60
+    with pytest.raises(Conflict, match="exists"):
+        bench.runner.carry_out(CopyState(PATH, target, "local", 0, {}))
+    with pytest.raises(NotFound):
+        bench.runner.carry_out(CopyState(f"weft://{RUN}/weights/x", target + "2", "local", 0, {}))
+    assert len(bench.names()) == 2
+
+
+def test_the_size_of_external_weights_is_that_of_their_adapter(bench: Bench) -> None:
+    bench.upload(make_adapter())
+    external = f"weft://{RUN}/external_weights/a"
+    bench.files.file(external).parent.mkdir(parents=True)
+    bench.files.file(PATH).rename(bench.files.file(external))
+    opened = bench.runner.carry_out(OpenState(2, external, "peft", "include", ""))
+    (record,) = bench.files.scan()
+    assert record.size_bytes == sum(size for _, size in opened.result["files"])
+    assert record.size_bytes != bench.files.file(external).stat().st_size
 
 
 def test_a_state_that_is_cut_short_is_not_sent(bench: Bench) -> None:

@@ -95,7 +95,7 @@ def test_a_rename_never_replaces(files: CheckpointFiles) -> None:
 
 def test_an_expiry_is_kept_in_the_file_and_nothing_else_changes(files: CheckpointFiles) -> None:
     size = files.write(RECORD, filler())
-    changed = files.set_expiry(RECORD.path, 12.5)
+    changed = files.amend(RECORD.path, expires=12.5)
     assert files.scan() == [changed]
     assert changed == dataclasses.replace(RECORD, size_bytes=changed.size_bytes, expires=12.5)
     assert abs(changed.size_bytes - size) < 16
