@@ -20,6 +20,7 @@ def test_paths_change_their_scheme_and_back(kind: str) -> None:
     "path",
     [
         "",
+        f"{RUN}/weights/a",
         f"weft://{RUN}/weights/a",
         f"tinker://weft://{RUN}/weights/a",
         f"tinker://tinker://{RUN}/weights/a",

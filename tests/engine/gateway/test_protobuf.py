@@ -112,6 +112,7 @@ def in_field(tag: bytes, body: bytes) -> bytes:
         pytest.param(b"\x1a\x00" * 4 * MILLION, id="datums"),
         pytest.param(in_field(b"\x1a", b"\x0a\x00" * 4 * MILLION), id="chunks"),
         pytest.param(in_field(b"\x1a", b"\x1a\x00" * 4 * MILLION), id="spans"),
+        pytest.param(in_field(b"\x1a", b"\x0a\x00" * 1000) * 1000, id="chunks of many datums"),
         pytest.param(
             in_field(
                 b"\x1a", in_field(b"\x12", in_field(b"\x12", in_field(b"\x22", bytes(MILLION))))

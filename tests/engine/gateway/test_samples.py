@@ -65,7 +65,7 @@ def test_every_option_reaches_the_native_message() -> None:
         include_prompt_logprobs=True,
         topk_prompt_logprobs=2,
         topk_sample_logprobs=3,
-        target_prompt_logprobs=TensorData([[4, 5], [-1, 6]]),
+        target_prompt_logprobs=TensorData([4, 5, -1, 6], shape=[2, 2]),
         prompt_alt_tokens_k=6,
         prompt_logprobs_last_n=1,
     )
