@@ -25,6 +25,7 @@ from ...client.errors import BadRequest
 from ...client.messages import (
     Failure,
     Header,
+    Hello,
     Reply,
     Request,
 )
@@ -273,9 +274,7 @@ class Broker:
                 self._receive(self._front, read_client)
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_S
-                if self._key_watch is not None and self._key_watch.glance():
-                    log.info("the API keys have changed")
-                    self._handle(KeysChanged(self._key_book()))
+                self._look_at_keys()
                 self._handle(Tick(_wall_offset()))
             self._carry_out()
 
@@ -285,6 +284,8 @@ class Broker:
             if frames is None:
                 return
             event = read(frames)
+            if type(event) is ClientMessage and type(event.header) is Hello:
+                self._look_at_keys()
             if event is not None:
                 self._handle(event)
 
@@ -303,6 +304,12 @@ class Broker:
             self._on_ready()
         elif isinstance(header, WorkerProgress) and self._on_progress is not None:
             self._on_progress(header.phase, header.fraction)
+
+    def _look_at_keys(self) -> None:
+        """Before every hello, so that a key counts as soon as it is made, and now and then."""
+        if self._key_watch is not None and self._key_watch.glance():
+            log.info("the API keys have changed")
+            self._handle(KeysChanged(self._key_book()))
 
     def _key_book(self) -> KeyBook:
         watch = self._key_watch

@@ -114,6 +114,7 @@ PAGES = {
                     "WeftError",
                     "BadRequest",
                     "NotFound",
+                    "Unauthorized",
                     "Conflict",
                     "TemplateError",
                     "Busy",
