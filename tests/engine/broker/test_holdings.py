@@ -294,6 +294,7 @@ def test_foreign_things_answer_like_unknown_ones() -> None:
     bench = sampling_bench(tenant_of=keys.get)
     bench.handle(CatalogLoaded((saved(7),)))
     bench.say(Goodbye())
+    bench.hello("d" * 32, OTHER_CLIENT)
     bench.hello(OTHER, b"client", "k")
     unknown = "c" * 32
     for what, subject in (
