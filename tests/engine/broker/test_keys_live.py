@@ -159,6 +159,25 @@ def test_the_first_key_closes_an_open_server_for_good(
             late.get_status().result(DEADLINE_S)
 
 
+def test_a_key_counts_as_soon_as_it_is_made_or_revoked(
+    start: Callable[..., Broker],
+    tmp_path: Path,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shell, "TICK_S", 1000.0)
+    store = KeyStore(tmp_path / "state")
+    settings: dict[str, Any] = {"base_url": start(keys=store).addresses[0], "context": context}
+    with ServiceClient(api_key="", **settings) as client:
+        assert tenant(client) == "local"
+    key, secret = store.create("alice")
+    with ServiceClient(api_key=secret, **settings) as client:
+        assert tenant(client) == key.tenant
+    store.revoke(key.key_id)
+    with ServiceClient(api_key=secret, **settings) as client, pytest.raises(Unauthorized):
+        tenant(client)
+
+
 def test_the_operator_is_known_without_the_file(connect: Connect) -> None:
     status = connect("tml-operator").get_status().result(DEADLINE_S)
     assert status["tenants"] == []
