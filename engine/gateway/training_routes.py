@@ -25,7 +25,7 @@ from ...client.paths import check_name, format_run_id, format_sampler_id
 from ...client.session import check_metadata
 from ...client.ttl import check_ttl
 from ...client.wire import Malformed
-from . import bodies
+from . import bodies, shapes
 from .call import PROTOBUF, Call, Reply, Route, json_reply
 from .futures import Answer
 from .line import Parts
@@ -66,15 +66,19 @@ async def create_model(call: Call) -> Reply:
 
 async def load_weights(call: Call) -> Reply:
     """A new run from a saved state, or a run that goes back to one."""
-    body = bodies.decode(bodies.LoadWeights, call.body)
-    result = {"type": "load_weights", "path": body.path}
-    if body.session_id is None or body.model_seq_id is None:
-        async with _Numbered(call, bodies.peek(call.body)) as place:
+    known = bodies.peek(call.body)
+    if known is not None:
+        async with _Numbered(call, known) as place:
+            body = bodies.decode(bodies.LoadWeights, call.body)
             bodies.refuse_unserved(body)
             path = to_weft(body.path)
             load = partial(LoadState, path=path, with_optimizer=body.optimizer)
+            result = {"type": "load_weights", "path": body.path}
             return _command(call, place, load, lambda _: result)
+    body = bodies.decode(bodies.LoadWeights, call.body)
     bodies.refuse_unserved(body)
+    assert body.session_id is not None  # it would have had a model_id and a number
+    assert body.model_seq_id is not None
     session = await call.session(body.session_id)
     run_id = format_run_id(session.session_id, body.model_seq_id)
     number = request_number("command", run_id, 0)
@@ -94,7 +98,8 @@ async def load_weights(call: Call) -> Reply:
         with_optimizer=body.optimizer,
         user_metadata=check_metadata(body.user_metadata),
     )
-    return _send(call, session, header, lambda _: {**result, "model_id": run_id})
+    result = {"type": "load_weights", "path": body.path, "model_id": run_id}
+    return _send(call, session, header, lambda _: result)
 
 
 async def get_info(call: Call) -> Reply:
@@ -158,8 +163,7 @@ async def optim_step(call: Call) -> Reply:
         params = body.adam_params
         assert params is not None  # the other kind was refused
         step = partial(OptimStep, **msgspec.structs.asdict(params))
-        finish = _picked("metrics")
-        return _command(call, place, step, finish, check=check_adam)
+        return _command(call, place, step, _stepped, check=check_adam)
 
 
 async def save_weights(call: Call) -> Reply:
@@ -297,8 +301,8 @@ def _saved(kind: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return finish
 
 
-def _picked(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda result: {name: result[name]}
+def _stepped(result: dict[str, Any]) -> dict[str, Any]:
+    return {"metrics": shapes.metrics(result["metrics"])}
 
 
 def _write_pass(sent: list[Part], parts: Parts) -> Answer:
