@@ -26,9 +26,7 @@ class PassRequest:
 
     model_id: str
     seq_id: int
-    data: list[
-        Datum
-    ]  # arrays are views of the body; int64 until the client's code has checked them
+    data: list[Datum]  # views of the body; integers as wide as they came, until they are checked
     loss_fn: str
     loss_fn_config: dict[str, float]
     forward_only: bool

@@ -55,7 +55,7 @@ class Field:
     name: str
     kind: "str | Message"
     max_count: int = 0  # of a repeated field or a map; 0: it comes once
-    is_map: bool = False  # from strings to `kind`
+    is_map: bool = False  # from strings to `kind`, a message or "double"
     inner: "Message | None" = field(init=False)  # what it holds, of a map an entry
     tag: int = field(init=False)
 
@@ -249,7 +249,8 @@ def _collect(message: Message, item: Field, found: Values, value: Any) -> None:
         if key in entries:
             raise Malformed(f"{message.name}.{item.name} has {key[:100]!r} twice")
         _check_count(message, item, len(entries) + 1)
-        entries[key] = value["value"] if "value" in value else _default(item)
+        missing: object = {} if isinstance(item.kind, Message) else 0.0
+        entries[key] = value.get("value", missing)
         return
     values = found.setdefault(item.name, [])
     if isinstance(value, list):
@@ -272,13 +273,6 @@ def _number(message: Message, item: Field, number: int) -> int | bool:
     if not low <= value < high:
         raise Malformed(f"{message.name}.{item.name} is {value}, which is no {item.kind}")
     return bool(value) if item.kind == "bool" else value
-
-
-def _default(item: Field) -> object:
-    """What an entry of a map holds when it has no value."""
-    if isinstance(item.kind, Message):
-        return {}
-    return {"string": "", "bytes": b"", "double": 0.0}.get(item.kind, 0)
 
 
 def _refusal(message: Message, tag: int) -> Malformed:
