@@ -8,6 +8,8 @@ from typing import Any
 from ..histogram import SECONDS, Histogram
 
 UNMATCHED = "unmatched"  # the route of a path that is none
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+OTHER = "other"  # a method that is none of these: peers may send any word
 
 
 class GatewayCounters:
@@ -32,7 +34,7 @@ class GatewayCounters:
         self, route: str, method: str, status: int, seconds: float, *, received: int, sent: int
     ) -> None:
         """Count a request that was answered, and the bytes of both bodies."""
-        self.requests[route, method, status] += 1
+        self.requests[route, method if method in METHODS else OTHER, status] += 1
         found = self.durations.get(route)
         if found is None:
             found = self.durations[route] = Histogram(SECONDS)

@@ -25,7 +25,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 BUILD = ("weft_build", "The version that serves, as a label; the value is 1.")
 BROKER_UP = gauge(
     "weft_broker_up",
-    "1 when the broker answered this scrape, else 0; then only the gateway's figures are there.",
+    "1 when the broker told its figures for this scrape; when 0, those below are the gateway's alone.",
     lambda source: iter([Point((), source["broker_up"])]),
 )
 
