@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 
@@ -68,7 +69,7 @@ class Doors:
             task = self._opening.get(name)
             if task is None:
                 task = self._opening[name] = asyncio.create_task(self._open(name, key))
-                task.add_done_callback(lambda _: self._opening.pop(name, None))
+                task.add_done_callback(partial(self._opened, name))
             door = await asyncio.shield(task)
         door.last_used = time.monotonic()
         self._doors.move_to_end(name)
@@ -88,6 +89,11 @@ class Doors:
         for door in self._doors.values():
             door.line.close()
         self._doors.clear()
+
+    def _opened(self, name: bytes, task: "asyncio.Task[Door]") -> None:
+        self._opening.pop(name, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone
 
     async def _open(self, name: bytes, key: str) -> Door:
         hello = Hello(

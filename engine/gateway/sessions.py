@@ -268,13 +268,18 @@ class Sessions:
                 must_exist=True,
             )
             task = self._attaching[key] = asyncio.create_task(self._open(door, hello))
-            task.add_done_callback(lambda _: self._attaching.pop(key, None))
+            task.add_done_callback(partial(self._attached, key))
         try:
             return await asyncio.shield(task)
         except WeftError as error:
             if error.code in ("session_expired", "conflict"):
                 raise _unknown(session_id) from None
             raise
+
+    def _attached(self, key: tuple[str, str], task: "asyncio.Task[Session]") -> None:
+        self._attaching.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone
 
     async def _open(self, door: Door, hello: Hello) -> Session:
         line = Line(self._context, self._address, hello, self._lost)
