@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ...client.errors import BadRequest, NotFound
 from ...client.limits import limit
+from ..files.store import make_private
 from .key_book import LOCAL, OPERATOR, Secret, digest_of
 
 FILE_NAME = "keys.sqlite"
@@ -155,7 +156,7 @@ class KeyStore:
             return
         folder = self.path.parent
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(folder)
             draft = folder / f".{FILE_NAME}.{secrets.token_hex(4)}.part"
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             try:

@@ -28,7 +28,7 @@ from .jobs import (
 from .outgoing import Stream, peft_files, state_files
 from .peft_config import read_config
 from .peft_tensors import Adapter, match, read_values
-from .store import CheckpointFiles, now
+from .store import CheckpointFiles, make_private, now
 from .tensors import make_header, read_contents
 
 # Of an upload: reading it keeps the interpreter from everything else for some 50 ms.
@@ -134,7 +134,7 @@ class JobRunner:
         return JobResult(result={"digest": digest_bytes(data)}, data=data)
 
     def _open_space(self, job: OpenSpace) -> JobResult:
-        self._files.root.mkdir(parents=True, exist_ok=True)
+        make_private(self._files.root)
         handle = tempfile.TemporaryFile(dir=self._files.root)  # noqa: SIM115 - the transfer's
         self._open[job.transfer_id] = _Open(handle)
         return JobResult()

@@ -5,7 +5,7 @@
 
 The record that describes a file is in its safetensors metadata, so a directory of such files is its
 own index; where a file lies decides its path. Whatever is being written has a name that begins with
-a dot and ends in `.part`.
+a dot and ends in `.part`. Directories and files are for their owner alone.
 """
 
 import fcntl
@@ -61,7 +61,8 @@ class CheckpointFiles:
         target = self.file(record.path)
         if target.exists() and not overwrite:
             raise Conflict(f"{record.path} exists; pass overwrite to replace it")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.root, target.parent.parent, target.parent):
+            make_private(folder)
         with _whole(target) as temporary:
             fill(temporary, record.to_metadata())
         return self.record(record.path).size_bytes
@@ -185,7 +186,7 @@ class Claim:
     """Holds the lock of a directory of states. Its first holder removes what was left half done."""
 
     def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
+        make_private(root)
         self._handle = (root / LOCK_NAME).open("ab")
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,6 +198,11 @@ class Claim:
     def release(self) -> None:
         """Let another engine clean up."""
         self._handle.close()
+
+
+def make_private(folder: Path) -> None:
+    """Make a directory that its owner alone reads, unless it is there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def now() -> float:
@@ -221,6 +227,7 @@ def _whole(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as handle:
+            os.fchmod(handle.fileno(), 0o600)
             os.fsync(handle.fileno())
         temporary.replace(target)
     finally:

@@ -1,6 +1,8 @@
 """The directory of saved states."""
 
 import dataclasses
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -140,6 +142,21 @@ def test_the_first_engine_removes_what_was_left_half_done(files: CheckpointFiles
     second.release()
     files.claim().release()
     assert names(files) == [".lock", "a.safetensors"]
+
+
+def test_what_is_kept_is_for_its_owner_alone(tmp_path: Path) -> None:
+    files = CheckpointFiles(tmp_path / "state")
+    before = os.umask(0)
+    try:
+        files.claim().release()
+        files.write(RECORD, filler())
+    finally:
+        os.umask(before)
+    found = [files.root, *files.root.rglob("*")]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in found}
+    assert modes.pop("a.safetensors") == 0o600
+    assert modes.pop(".lock") == 0o666  # it is empty
+    assert set(modes.values()) == {0o700}
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
