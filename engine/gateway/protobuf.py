@@ -152,26 +152,23 @@ class _Reader:
                 tag, at = self.varint(at - 1)
             self.left -= 1
             if self.left < 0:
-                raise BadRequest(f"more than {MAX_FIELDS} fields in one message", "too_large")
+                raise BadRequest(f"more than {MAX_FIELDS} fields in one body", "too_large")
             wire_type = tag & 7
-            number = 0
-            if wire_type == _BYTES:
+            number, start = 0, at
+            if wire_type == _BYTES or wire_type == _VARINT:
                 number = data[at]
                 at += 1
                 if number > 0x7F:
                     number, at = self.varint(at - 1)
-                start = at
-                at += number
+                if wire_type == _BYTES:
+                    start = at
+                    at += number
+            elif wire_type == _FIXED64:
+                at += 8
+            elif wire_type == _FIXED32:
+                at += 4
             else:
-                start = at
-                if wire_type == _VARINT:
-                    number, at = self.varint(at)
-                elif wire_type == _FIXED64:
-                    at += 8
-                elif wire_type == _FIXED32:
-                    at += 4
-                else:
-                    raise _refusal(message, tag)
+                raise _refusal(message, tag)
             if at > end:
                 raise Malformed(f"{message.name} ends inside field {tag >> 3}")
             item = by_tag.get(tag)
@@ -191,7 +188,7 @@ class _Reader:
                 raise Malformed(f"{message.name}.{item.name} (field {item.number}) is there twice")
             else:
                 found[item.name] = value
-        if message.oneof:
+        if message.oneof and len(found) > 1:
             given = [name for name in message.oneof if name in found]
             if len(given) > 1:
                 raise Malformed(f"{message.name} has both {given[0]} and {given[1]}")
