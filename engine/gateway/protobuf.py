@@ -33,6 +33,7 @@ Fields that are not there are missing.
 MAX_FIELDS = limit("protobuf_fields")
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
+_WITH_NUMBER = (_VARINT, _BYTES)  # the value, or how many bytes it has
 _WIRE_TYPES = {"bytes": _BYTES, "string": _BYTES, "double": _FIXED64}  # the others are varints
 _RANGES = {
     "bool": (0, 2**64),
@@ -155,7 +156,7 @@ class _Reader:
                 raise BadRequest(f"more than {MAX_FIELDS} fields in one body", "too_large")
             wire_type = tag & 7
             number, start = 0, at
-            if wire_type == _BYTES or wire_type == _VARINT:
+            if wire_type in _WITH_NUMBER:
                 number = data[at]
                 at += 1
                 if number > 0x7F:
