@@ -5,6 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
+import zmq
 from fake_broker import FakeBroker, failure, query, reply
 
 from weft.client import (
@@ -18,6 +19,7 @@ from weft.client import (
 )
 from weft.client.environment import DEFAULT_ADDRESS
 from weft.client.limits import LIMITS, Limit
+from weft.client.messages import Hello
 
 RUN = "0" * 32 + ":train:0"
 STATE = f"weft://{RUN}/weights/a"
@@ -222,10 +224,39 @@ def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_service_client_travels_without_its_session() -> None:
-    service = ServiceClient({"a": "b"}, base_url="tcp://127.0.0.1:1", api_key="k")
+    service = ServiceClient(
+        {"a": "b"}, display_name="mine", base_url="tcp://127.0.0.1:1", api_key="k"
+    )
     copy = pickle.loads(pickle.dumps(service))
     assert repr(copy) == repr(service)
+    assert (copy._metadata, copy._display_name, copy._api_key) == ({"a": "b"}, "mine", "k")
     assert copy._session.connection.session_id != service._session.connection.session_id
+
+
+def test_key_and_display_name_are_told_with_the_session(
+    broker: FakeBroker, context: "zmq.Context[Any]"
+) -> None:
+    with ServiceClient(
+        {"a": "b"}, display_name="mine", base_url=broker.address, api_key="k", context=context
+    ) as service:
+        service.get_server_capabilities()
+    (hello,) = [header for header in broker.seen if isinstance(header, Hello)]
+    assert (hello.api_key, hello.display_name, hello.user_metadata) == ("k", "mine", {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    "key", [b"tml-secret", 5, "tml-secret\n", "tml-s\u00e9cret", "tml-\udcff", "tml-" + "s" * 1024]
+)
+def test_what_can_be_no_key_is_refused_without_being_shown(key: Any) -> None:
+    with pytest.raises(BadRequest, match=r"^api_key is ") as caught:
+        ServiceClient(base_url="tcp://127.0.0.1:1", api_key=key)
+    assert "tml" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [5, "x" * 1025])
+def test_a_display_name_that_cannot_be_sent_is_refused(name: Any) -> None:
+    with pytest.raises(BadRequest, match="display_name"):
+        ServiceClient(base_url="tcp://127.0.0.1:1", display_name=name)
 
 
 def entry(number: int) -> dict[str, Any]:

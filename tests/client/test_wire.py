@@ -1,5 +1,6 @@
 """Headers survive a round trip, malformed bytes are refused by name, and the bytes do not change."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,13 @@ def test_the_digest_depends_on_the_content_alone() -> None:
 def test_a_signed_header_carries_its_digest() -> None:
     signed = wire.decode(wire.encode_signed(step(request_id=9), [b"abc"]))
     assert signed == step(request_id=9, digest=wire.digest(step(), [b"abc"]))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("hello", "api_key"), ("worker_hello", "secret")])
+def test_a_secret_of_the_wrong_type_is_not_shown(kind: str, name: str) -> None:
+    (example,) = [header for header in EXAMPLES if header.kind == kind]
+    fields = {**dataclasses.asdict(example), "kind": kind, name: b"sesame"}
+    with pytest.raises(wire.Malformed, match=rf"{kind}\.{name} is of type bytes") as caught:
+        wire.decode(msgpack.packb(fields))
+    assert "sesame" not in str(caught.value)
+    assert "sesame" not in repr(dataclasses.replace(example, **{name: "sesame"}))
