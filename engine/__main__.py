@@ -2,7 +2,6 @@
 weft gateway."""
 
 import argparse
-import importlib.util
 import signal
 import sys
 import threading
@@ -16,13 +15,13 @@ from ..client.environment import DEFAULT_ADDRESS, is_quiet, server_address
 from ..client.errors import WeftError
 from ..client.waiting import describe_phase
 from ..client.waiting_line import WaitingLine
-from .http_command import add_gateway_command, add_http_options, require_gateway, serve_gateway
+from .extras import require
+from .http_command import add_gateway_command, add_http_options, serve_gateway
 from .key_command import add_key_commands, add_state_option, answer, state_folder
 from .logs import add_log_options, set_up_logs
 from .status_table import status_lines
 from .worker.config import DEVICES, DTYPES, MODELLING, WorkerConfig
 
-NEEDED = ("torch", "transformers", "safetensors")
 WORKER_HELPS: dict[str, tuple[str, dict[str, Any]]] = {
     "device": ("cpu or cuda; cuda where there is one", {"choices": DEVICES}),
     "dtype": ("float32 on a CPU and bfloat16 on a GPU unless given", {"choices": DTYPES}),
@@ -129,9 +128,9 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; work under way finishes, the rest is refused."""
-    require_engine()
+    require("engine", "the engine")
     if arguments.http:
-        require_gateway()
+        require("gateway", "HTTP")
     from .serving import Server
 
     settings = {
@@ -207,7 +206,7 @@ class _Ended(BaseException):
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Run the demo on a worker of its own."""
-    require_engine()
+    require("engine", "the engine")
     from .demo.run import main as demo_main
 
     return demo_main(is_quick=arguments.quick)
@@ -215,7 +214,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Print the table of a verification; 1 when a row has failed."""
-    require_engine()
+    require("engine", "the engine")
     from .verify.report import lines_of, require_writable, summary_of, write_json
     from .verify.run import VerifyConfig, verify
 
@@ -254,16 +253,6 @@ def run_key(arguments: argparse.Namespace) -> int:
     """Make, list, rotate or revoke API keys."""
     print(answer(arguments))
     return 0
-
-
-def require_engine() -> None:
-    """Say how to install the engine when only the client is there."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise WeftError(
-            f"{', '.join(missing)} not installed: the engine needs pip install 'weft[engine]'",
-            "bad_request",
-        )
 
 
 if __name__ == "__main__":

@@ -2,16 +2,14 @@
 
 import argparse
 import asyncio
-import importlib.util
 import signal
 from collections.abc import Callable
 
 from ..client.environment import api_key, server_address
-from ..client.errors import WeftError
+from .extras import require
 from .gateway.config import GatewayConfig
 from .logs import add_log_options
 
-NEEDED = ("aiohttp", "msgspec", "prometheus_client", "zstandard")
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
@@ -42,19 +40,9 @@ def add_gateway_command(
     gateway.set_defaults(run=run)
 
 
-def require_gateway() -> None:
-    """Say what to install when the gateway's packages are not there."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise WeftError(
-            f"{', '.join(missing)} not installed: HTTP needs pip install 'weft[gateway]'",
-            "bad_request",
-        )
-
-
 def serve_gateway(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Serve HTTP for a broker that runs elsewhere, until SIGINT or SIGTERM."""
-    require_gateway()
+    require("gateway", "HTTP")
     from .gateway.process import run_gateway
 
     config = GatewayConfig(

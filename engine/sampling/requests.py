@@ -2,12 +2,14 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...client.errors import BadRequest
-from ..adapters.store import WeightsVersion
+
+if TYPE_CHECKING:  # the broker's side reads this file, too, and does without torch
+    from ..adapters.store import WeightsVersion
 
 MIN_TEMPERATURE = 1e-6  # below it, but for 0, tempered logits leave the range of float32
 
@@ -56,7 +58,7 @@ class SampleRequest:
     topk_sample_logprobs: int = 0  # the same in place of each token that is drawn
     prompt_targets: PromptTargets | None = None
     prompt_alt_tokens_k: int = 0  # tokens to draw in place of each prompt token
-    version: WeightsVersion | None = None  # None: the bare base model
+    version: "WeightsVersion | None" = None  # None: the bare base model
 
     def check(self, vocab_size: int) -> None:
         """Raise BadRequest, naming the field, unless every value is one that can be honoured."""
