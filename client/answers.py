@@ -20,6 +20,12 @@ def read_result(parts: Sequence[AnswerPart]) -> dict[str, Any]:
     return parts[0].reply.result
 
 
+def read_saved(parts: Sequence[AnswerPart]) -> dict[str, Any]:
+    """Where a save has put its file, and how large that is."""
+    result = read_result(parts)
+    return {"path": result["path"], "size_bytes": result.get("size_bytes")}
+
+
 def read_forward_backward(
     parts: Sequence[AnswerPart], sent: Sequence[Part]
 ) -> ForwardBackwardOutput:

@@ -10,9 +10,9 @@ from .answers import read_forward_backward, read_result
 from .batch import Part
 from .errors import Disconnected, NotFound
 from .futures import APIFuture
-from .messages import CloseRun, Command, ForwardBackward, SaveForSampler, Void
+from .messages import CloseRun, Command, ForwardBackward, LoadState, SaveForSampler, Void
 from .session import Session
-from .types import ForwardBackwardOutput
+from .types import ForwardBackwardOutput, LoadWeightsResponse
 
 T = TypeVar("T")
 
@@ -74,6 +74,7 @@ class Commands:
         convert: Callable[[Sequence[AnswerPart]], T],
         ttl_s: int = 0,
         metadata: dict[str, str] | None = None,
+        is_external: bool = False,
     ) -> APIFuture[T]:
         """Keep the weights as they are now: in a file, for a sampler, or both."""
         return self.send(
@@ -83,11 +84,26 @@ class Commands:
                 seq=seq,
                 digest=b"",
                 name=name,
+                is_external=is_external,
                 sampler_id=sampler_id,
                 ttl_s=ttl_s,
                 user_metadata=metadata or {},
             ),
             convert,
+        )
+
+    def send_load(self, path: str, with_optimizer: bool) -> APIFuture[LoadWeightsResponse]:
+        """Replace the weights by those of a checkpoint."""
+        return self.send(
+            lambda number, seq: LoadState(
+                request_id=number,
+                run_id=self.run_id,
+                seq=seq,
+                digest=b"",
+                path=path,
+                with_optimizer=with_optimizer,
+            ),
+            lambda parts: LoadWeightsResponse(path=path),
         )
 
     def void(self, seq: int) -> None:

@@ -1,7 +1,7 @@
-"""What the server keeps: runs and checkpoints, listed, changed, sent and taken."""
+"""What the server keeps: runs, checkpoints, sessions; listed, changed, sent and taken."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +9,38 @@ from .answers import read_result
 from .arguments import shown
 from .errors import BadRequest
 from .file_messages import (
+    CopyCheckpoint,
     DeleteCheckpoint,
     ExpireCheckpoint,
     OpenDownload,
     OpenUpload,
+    PublishCheckpoint,
     RenameCheckpoint,
 )
 from .futures import APIFuture, in_thread
+from .listings import (
+    read_checkpoint,
+    read_cursor,
+    read_run,
+    read_sampler,
+    read_session,
+    read_weights_info,
+)
 from .local_files import Adapter, PathLike, Source, write_archive, write_folder
 from .paths import CheckpointPath, check_name, parse_path
-from .session import Session, check_metadata
-from .transfers import Download, Upload
-from .ttl import check_ttl
-from .types import (
+from .rest_types import (
     Checkpoint,
     CheckpointsListResponse,
+    GetSamplerResponse,
+    GetSessionResponse,
+    ListSessionsResponse,
     TrainingRun,
     TrainingRunsResponse,
     WeightsInfoResponse,
 )
+from .session import Session, check_metadata, refuse_unserved
+from .transfers import Download, Upload
+from .ttl import check_ttl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +67,18 @@ class RestClient:
     def list_training_runs(
         self, limit: int = 20, offset: int = 0
     ) -> APIFuture[TrainingRunsResponse]:
-        """The runs, latest request first."""
+        """The runs, latest request first; those that have ended as long as anything is left."""
         _check_page(limit, offset)
-        return self._session.query_all("runs").map(
-            lambda runs: TrainingRunsResponse(
-                training_runs=sorted(
-                    map(_run, runs), key=lambda run: -(run.last_request_time or 0)
-                )[offset : offset + limit]
+        return self._session.query_pages("runs", "", offset, limit).map(
+            lambda pages: TrainingRunsResponse(
+                training_runs=[read_run(fields) for page in pages for fields in page["runs"]],
+                cursor=read_cursor(pages, offset, limit),
             )
         )
 
     def get_training_run(self, training_run_id: str) -> APIFuture[TrainingRun]:
         """One run by its id."""
-        return self._session.query("run", training_run_id).map(_run)
+        return self._session.query("run", training_run_id).map(read_run)
 
     def get_training_run_by_tinker_path(self, tinker_path: str) -> APIFuture[TrainingRun]:
         """The run of a checkpoint."""
@@ -74,21 +86,44 @@ class RestClient:
 
     def list_checkpoints(self, training_run_id: str) -> APIFuture[CheckpointsListResponse]:
         """The checkpoints of one run, latest first."""
-        return self._checkpoints(training_run_id, 0, None)
+        return self._session.query_pages("checkpoints", training_run_id).map(
+            lambda pages: CheckpointsListResponse(checkpoints=_checkpoints(pages))
+        )
 
     def list_user_checkpoints(
         self, limit: int = 100, offset: int = 0
     ) -> APIFuture[CheckpointsListResponse]:
         """All checkpoints, latest first."""
         _check_page(limit, offset)
-        return self._checkpoints("", offset, offset + limit)
+        return self._session.query_pages("checkpoints", "", offset, limit).map(
+            lambda pages: CheckpointsListResponse(
+                checkpoints=_checkpoints(pages), cursor=read_cursor(pages, offset, limit)
+            )
+        )
 
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> APIFuture[WeightsInfoResponse]:
-        """What a checkpoint was trained on, and how."""
+        """What a checkpoint was trained on, and how; of a public one of anybody's, too."""
         parse_path(tinker_path)
         return self._session.query("checkpoints", tinker_path).map(
-            lambda found: _weights_info(found["checkpoints"][0])
+            lambda found: read_weights_info(found["checkpoints"][0])
         )
+
+    def list_sessions(self, limit: int = 20, offset: int = 0) -> APIFuture[ListSessionsResponse]:
+        """The ids of the sessions, latest first; ended ones as long as they are remembered."""
+        _check_page(limit, offset)
+        return self._session.query_pages("sessions", "", offset, limit).map(
+            lambda pages: ListSessionsResponse(
+                sessions=[one["session_id"] for page in pages for one in page["sessions"]]
+            )
+        )
+
+    def get_session(self, session_id: str) -> APIFuture[GetSessionResponse]:
+        """A session with its runs and samplers."""
+        return self._session.query_pages("session", session_id).map(read_session)
+
+    def get_sampler(self, sampler_id: str) -> APIFuture[GetSamplerResponse]:
+        """What a sampler samples from."""
+        return self._session.query("sampler", sampler_id).map(read_sampler)
 
     # --- changing it ------------------------------------------------------------------------------
 
@@ -124,6 +159,50 @@ class RestClient:
             lambda parts: None,
         )
 
+    def publish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
+        """Let everybody who knows its path read a checkpoint: sample, train from it, export, copy.
+
+        Its `user_metadata` stays its owner's, and nobody else can change or delete it.
+        """
+        return self._publish(tinker_path, True)
+
+    def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
+        """Let its owner alone read a checkpoint; what others have opened goes on."""
+        return self._publish(tinker_path, False)
+
+    def copy_weights(
+        self,
+        path: str,
+        destination_project_id: str | None = None,
+        *,
+        ttl_seconds: int | None = None,
+        weights_access_token: str | None = None,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> APIFuture[str]:
+        """Copy a checkpoint, of one's own or a public one; the result is the path of the copy.
+
+        The copy has the source's kind and name, and is private.
+
+        Args:
+            path: of the source.
+            destination_project_id: not served.
+            ttl_seconds: the copy is deleted after so long, at most ten years; None keeps it.
+            weights_access_token: not served.
+            user_metadata: kept beside the copy.
+        """
+        refuse_unserved(
+            destination_project_id=destination_project_id,
+            weights_access_token=weights_access_token,
+        )
+        target = str(replace(parse_path(path), run_id=self._session.new_run_id()))
+        ttl_s, metadata = check_ttl(ttl_seconds), check_metadata(user_metadata)
+        return self._session.request(
+            lambda number: CopyCheckpoint(
+                request_id=number, path=path, target=target, ttl_s=ttl_s, user_metadata=metadata
+            ),
+            lambda parts: read_result(parts)["path"],
+        )
+
     # --- files ------------------------------------------------------------------------------------
 
     def export_peft(
@@ -140,7 +219,7 @@ class RestClient:
         The directory gets `adapter_config.json` and `adapter_model.safetensors`.
 
         Args:
-            tinker_path: of a training state or of weights for a sampler.
+            tinker_path: of a checkpoint of any kind, of one's own or public.
             directory: made when it is not there.
             unembed: "include" the adapter of the unembedding; "omit" it, which changes what the
                 adapter computes; or "separate" it into a second adapter in the folder `unembed`.
@@ -166,7 +245,7 @@ class RestClient:
         """Write a checkpoint into one tar; waits for it.
 
         Args:
-            tinker_path: of a training state or of weights for a sampler.
+            tinker_path: of a checkpoint of any kind, of one's own or public.
             target: the tar's name.
             form: "peft", as `export_peft` writes it; or "state", the file as the server keeps it,
                 `state.safetensors`.
@@ -237,22 +316,22 @@ class RestClient:
     download_checkpoint_async = in_thread(download_checkpoint)
     upload_peft_async = in_thread(upload_peft)
 
-    def _checkpoints(
-        self, run_id: str, first: int, last: int | None
-    ) -> APIFuture[CheckpointsListResponse]:
-        return self._session.query_all("checkpoints", run_id).map(
-            lambda checkpoints: CheckpointsListResponse(
-                checkpoints=sorted(map(_checkpoint, checkpoints), key=lambda item: -item.time)[
-                    first:last
-                ]
-            )
+    def _publish(self, tinker_path: str, public: bool) -> APIFuture[None]:
+        parse_path(tinker_path)
+        return self._session.request(
+            lambda number: PublishCheckpoint(request_id=number, path=tinker_path, public=public),
+            lambda parts: None,
         )
 
 
+def _checkpoints(pages: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
+    return [read_checkpoint(fields) for page in pages for fields in page["checkpoints"]]
+
+
 def _check_page(limit: int, offset: int) -> None:
-    for name, value in (("limit", limit), ("offset", offset)):
-        if type(value) is not int or value < 0:
-            raise BadRequest(f"{name} is {shown(value)}, not an integer from 0")
+    for name, value, least in (("limit", limit, 1), ("offset", offset, 0)):
+        if type(value) is not int or not least <= value < 2**63:
+            raise BadRequest(f"{name} is {shown(value)}, not an integer from {least}")
 
 
 def _opener(
@@ -263,44 +342,4 @@ def _opener(
         raise BadRequest(f"unembed is {shown(unembed)}, and a state always holds everything")
     return lambda number: OpenDownload(
         request_id=number, path=tinker_path, form=form, unembed=unembed, base_model=base_model
-    )
-
-
-def _run(fields: Mapping[str, Any]) -> TrainingRun:
-    return TrainingRun(
-        training_run_id=fields["run_id"],
-        base_model=fields["base_model"],
-        lora_rank=fields["rank"],
-        corrupted=fields.get("is_lost", False),
-        last_request_time=fields.get("last_request_time"),
-        user_metadata=fields.get("user_metadata", {}),
-        forked_from=fields.get("forked_from") or None,
-        omitted=fields.get("omitted", ""),
-    )
-
-
-def _checkpoint(fields: Mapping[str, Any]) -> Checkpoint:
-    path = parse_path(fields["path"])
-    return Checkpoint(
-        checkpoint_id=f"{path.kind}/{path.name}",
-        checkpoint_type="training" if path.kind == "weights" else "sampler",
-        time=fields["time"],
-        tinker_path=fields["path"],
-        size_bytes=fields.get("size_bytes"),
-        user_metadata=fields.get("user_metadata", {}),
-        expires_at=fields.get("expires") or None,
-        has_optimizer=fields.get("has_optimizer", False),
-        omitted=fields.get("omitted", ""),
-    )
-
-
-def _weights_info(fields: Mapping[str, Any]) -> WeightsInfoResponse:
-    return WeightsInfoResponse(
-        base_model=fields["base_model"],
-        lora_rank=fields["rank"],
-        lora_alpha=fields["alpha"],
-        train_unembed=fields["train_unembed"],
-        train_mlp=fields["train_mlp"],
-        train_attn=fields["train_attn"],
-        has_optimizer=fields["has_optimizer"],
     )

@@ -168,7 +168,7 @@ class ServiceClient:
         """Create a run that starts from saved weights, with a fresh optimizer, and wait for it.
 
         Args:
-            path: weft://<run_id>/weights/<name>.
+            path: of a checkpoint of any kind, of one's own or public.
             base_model: None takes the state's; another than the state's is refused.
             user_metadata: kept beside the run.
             weights_access_token: not served.
@@ -218,15 +218,29 @@ class ServiceClient:
         """A client that samples from saved weights or from a base model; waits for it.
 
         Args:
-            model_path: weft://<run_id>/sampler_weights/<name> or .../weights/<name>.
+            model_path: of a checkpoint of any kind, of one's own or public.
             base_model: a name or alias of the server's models; exactly one of the two is given.
             retry_config: not served; the connection retries.
         """
         refuse_unserved(retry_config=retry_config)
         return open_sampler(self._session, base_model=base_model or "", model_path=model_path or "")
 
+    def copy_weights(
+        self,
+        path: str,
+        *,
+        ttl_seconds: int | None = None,
+        weights_access_token: str | None = None,
+    ) -> APIFuture[str]:
+        """Copy a checkpoint, of one's own or a public one; the result is the path of the copy.
+
+        Arguments are those of `RestClient.copy_weights`.
+        """
+        refuse_unserved(weights_access_token=weights_access_token)
+        return self.create_rest_client().copy_weights(path, ttl_seconds=ttl_seconds)
+
     def create_rest_client(self) -> RestClient:
-        """A client that lists runs and checkpoints."""
+        """A client that lists and changes runs, checkpoints and sessions."""
         return RestClient(self._session)
 
     def watch(self) -> EventStream:
@@ -282,8 +296,7 @@ class ServiceClient:
         with_optimizer: bool,
     ) -> TrainingClient:
         refuse_unserved(weights_access_token=weights_access_token)
-        if parse_path(path).kind != "weights":
-            raise BadRequest(f"{path!r} holds weights for a sampler, not a training state")
+        parse_path(path)
         return self._create(
             LoraConfig(),
             user_metadata,

@@ -69,32 +69,39 @@ class Session:
         """Send a request without arrays; `make` is given its number."""
         return self.connection.send([make(self.connection.new_request_id())], [()], convert)
 
-    def query(self, what: str, subject: str = "", offset: int = 0) -> APIFuture[dict[str, Any]]:
-        """Ask for something in the broker's books."""
+    def query(
+        self, what: str, subject: str = "", offset: int = 0, limit: int = 0
+    ) -> APIFuture[dict[str, Any]]:
+        """Ask for something in the broker's books; of a list, for one page."""
         return self.request(
-            lambda number: Query(request_id=number, what=what, subject=subject, offset=offset),
+            lambda number: Query(
+                request_id=number, what=what, subject=subject, offset=offset, limit=limit
+            ),
             read_result,
         )
 
-    def query_all(self, what: str, subject: str = "") -> APIFuture[list[dict[str, Any]]]:
-        """All entries of a list in the broker's books, page after page."""
+    def query_pages(
+        self, what: str, subject: str = "", offset: int = 0, limit: int = 0
+    ) -> APIFuture[list[dict[str, Any]]]:
+        """A list in the broker's books, page after page: so many entries, or all when 0."""
         found: list[dict[str, Any]] = []
         target: futures.Future[list[dict[str, Any]]] = futures.Future()
         target.set_running_or_notify_cancel()
 
         def arrive(page: "futures.Future[dict[str, Any]]") -> None:
             try:
-                result = page.result()
-                found.extend(result[what])
-                offset = result.get("next", -1)
-                if offset >= 0:
-                    self.query(what, subject, offset).future().add_done_callback(arrive)
+                found.append(page.result())
+                following = found[-1].get("next", -1)
+                left = limit - (following - offset)
+                if following >= 0 and (left > 0 or not limit):
+                    more = self.query(what, subject, following, left if limit else 0)
+                    more.future().add_done_callback(arrive)
                 else:
                     target.set_result(found)
             except BaseException as error:
                 target.set_exception(error)
 
-        first = self.query(what, subject)
+        first = self.query(what, subject, offset, limit)
         first.future().add_done_callback(arrive)
         return first.derived(target, lambda: first.waiting_for or f"query: more {what} follow")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from . import custom_loss
 from .adam import check_adam
-from .answers import read_result
+from .answers import read_result, read_saved
 from .arguments import require_type
 from .batch import build_parts
 from .commands import Commands
@@ -19,7 +19,6 @@ from .futures import APIFuture, as_coroutine, in_thread
 from .losses import fill_config, find_loss
 from .messages import (
     ForkRun,
-    LoadState,
     ModelCard,
     OptimStep,
     SaveState,
@@ -38,6 +37,7 @@ from .types import (
     GetInfoResponse,
     LoadWeightsResponse,
     OptimStepResponse,
+    SaveWeightsExternalResponse,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
 )
@@ -213,9 +213,7 @@ class TrainingClient:
                 ttl_s=ttl_s,
                 user_metadata=metadata,
             ),
-            lambda parts: SaveWeightsResponse(
-                path=read_result(parts)["path"], size_bytes=read_result(parts).get("size_bytes")
-            ),
+            lambda parts: SaveWeightsResponse(**read_saved(parts)),
         )
 
     def load_state(
@@ -249,11 +247,33 @@ class TrainingClient:
         return self._commands.send_freeze(
             check_name(name),
             "",
-            lambda parts: SaveWeightsForSamplerResponse(
-                path=read_result(parts)["path"], size_bytes=read_result(parts).get("size_bytes")
-            ),
+            lambda parts: SaveWeightsForSamplerResponse(**read_saved(parts)),
             ttl_s=check_ttl(ttl_seconds),
             metadata=check_metadata(user_metadata),
+        )
+
+    def save_weights_external(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        age_encryption_recipients: Sequence[str] | None = None,
+    ) -> APIFuture[SaveWeightsExternalResponse]:
+        """Save the weights, under a name that is free, as an adapter for programs elsewhere.
+
+        `RestClient.export_peft` and `download_checkpoint` fetch it.
+
+        Args:
+            name: letters, digits and `_.=+@-`.
+            ttl_seconds: they are deleted after so long, at most ten years; None keeps them.
+            age_encryption_recipients: not served.
+        """
+        refuse_unserved(age_encryption_recipients=age_encryption_recipients)
+        return self._commands.send_freeze(
+            check_name(name),
+            "",
+            lambda parts: SaveWeightsExternalResponse(**read_saved(parts)),
+            ttl_s=check_ttl(ttl_seconds),
+            is_external=True,
         )
 
     def export_peft(
@@ -363,6 +383,7 @@ class TrainingClient:
     load_state_async = as_coroutine(load_state)
     load_state_with_optimizer_async = as_coroutine(load_state_with_optimizer)
     save_weights_for_sampler_async = as_coroutine(save_weights_for_sampler)
+    save_weights_external_async = as_coroutine(save_weights_external)
     export_peft_async = in_thread(export_peft)
     save_weights_and_get_sampling_client_async = in_thread(save_weights_and_get_sampling_client)
     create_sampling_client_async = in_thread(create_sampling_client)
@@ -419,16 +440,5 @@ class TrainingClient:
         self, path: str, weights_access_token: str | None, with_optimizer: bool
     ) -> APIFuture[LoadWeightsResponse]:
         refuse_unserved(weights_access_token=weights_access_token)
-        if parse_path(path).kind != "weights":
-            raise BadRequest(f"{path!r} holds weights for a sampler, not a training state")
-        return self._commands.send(
-            lambda number, seq: LoadState(
-                request_id=number,
-                run_id=self.model_id,
-                seq=seq,
-                digest=b"",
-                path=path,
-                with_optimizer=with_optimizer,
-            ),
-            lambda parts: LoadWeightsResponse(path=path),
-        )
+        parse_path(path)
+        return self._commands.send_load(path, with_optimizer)

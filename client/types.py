@@ -11,6 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .errors import BadRequest
+from .rest_types import Checkpoint as Checkpoint
+from .rest_types import CheckpointsListResponse as CheckpointsListResponse
+from .rest_types import CheckpointType as CheckpointType
+from .rest_types import Cursor as Cursor
+from .rest_types import GetSamplerResponse as GetSamplerResponse
+from .rest_types import GetSessionResponse as GetSessionResponse
+from .rest_types import ListSessionsResponse as ListSessionsResponse
+from .rest_types import TrainingRun as TrainingRun
+from .rest_types import TrainingRunsResponse as TrainingRunsResponse
+from .rest_types import WeightsInfoResponse as WeightsInfoResponse
 from .sample_results import PromptAltTokens as PromptAltTokens
 from .sample_results import SampledSequence as SampledSequence
 from .sample_results import SampleResponse as SampleResponse
@@ -283,6 +293,12 @@ class SaveWeightsForSamplerResponse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaveWeightsExternalResponse:
+    path: str
+    size_bytes: int  # of the adapter's files
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadWeightsResponse:
     path: str
 
@@ -328,55 +344,3 @@ class SupportedModel:
 @dataclass(frozen=True, kw_only=True)
 class GetServerCapabilitiesResponse:
     supported_models: list[SupportedModel]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    training_run_id: str
-    base_model: str
-    model_owner: str = "local"
-    is_lora: bool = True
-    corrupted: bool = False  # its worker is gone, and what was not saved with it
-    lora_rank: int | None = None
-    last_request_time: float | None = None  # seconds since 1970
-    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
-    forked_from: str | None = None  # the id of the run that it began as a copy of
-    omitted: str = ""  # "user_metadata" where that was too long for a list
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    checkpoint_id: str  # "weights/<name>" or "sampler_weights/<name>"
-    checkpoint_type: Literal["training", "sampler"]
-    time: float  # seconds since 1970
-    tinker_path: str  # weft://<run_id>/<checkpoint_id>; the SDK's name for it
-    size_bytes: int | None = None
-    user_metadata: dict[str, str] = field(default_factory=dict[str, str])
-    public: bool = False  # never; a checkpoint is its owner's
-    expires_at: float | None = None  # seconds since 1970; None: never
-    has_optimizer: bool = False
-    omitted: str = ""  # "user_metadata" where that was too long for a list
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsInfoResponse:
-    """What a checkpoint was trained on, and how."""
-
-    base_model: str
-    is_lora: bool = True
-    lora_rank: int | None = None
-    lora_alpha: float | None = None
-    train_unembed: bool | None = None
-    train_mlp: bool | None = None
-    train_attn: bool | None = None
-    has_optimizer: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRunsResponse:
-    training_runs: list[TrainingRun]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointsListResponse:
-    checkpoints: list[Checkpoint]

@@ -158,9 +158,12 @@ def test_an_unknown_model_is_the_brokers_answer(broker: FakeBroker, service: Ser
             id="retry",
         ),
         pytest.param(
-            lambda s: s.create_training_client_from_state(f"weft://{RUN}/sampler_weights/a"),
-            "weights for a sampler",
-            id="sampler weights",
+            lambda s: s.create_training_client_from_state("/etc"), "is no path", id="no state"
+        ),
+        pytest.param(
+            lambda s: s.copy_weights(STATE, weights_access_token="x"),
+            "weights_access_token is not served",
+            id="token of a copy",
         ),
         pytest.param(
             lambda s: s.create_training_client_from_state(STATE, weights_access_token="x"),
@@ -257,70 +260,3 @@ def test_what_can_be_no_key_is_refused_without_being_shown(key: Any) -> None:
 def test_a_display_name_that_cannot_be_sent_is_refused(name: Any) -> None:
     with pytest.raises(BadRequest, match="display_name"):
         ServiceClient(base_url="tcp://127.0.0.1:1", display_name=name)
-
-
-def entry(number: int) -> dict[str, Any]:
-    return {
-        "run_id": f"{number:032x}:train:0",
-        "base_model": "tiny",
-        "rank": 8,
-        "alpha": 32.0,
-        "is_lost": number == 1,
-        "last_request_time": float(number),
-        "user_metadata": {"n": str(number)},
-    }
-
-
-def saved(number: int) -> dict[str, Any]:
-    kind = "weights" if number % 2 else "sampler_weights"
-    return {
-        "path": f"weft://{number:032x}:train:0/{kind}/a",
-        "time": float(number),
-        "size_bytes": 10 * number,
-        "user_metadata": {},
-    }
-
-
-def pages(header: Any, arrays: Any) -> Any:
-    """Five runs and checkpoints, two a page."""
-    make = entry if header.what == "runs" else saved
-    items = [make(number) for number in range(5)]
-    if header.what == "run":
-        return [reply(header, entry(3))]
-    following = header.offset + 2
-    page = items[header.offset : following]
-    result = {header.what: page, "next": following if following < 5 else -1}
-    return [reply(header, result)]
-
-
-def test_runs_are_listed_page_by_page_latest_first(
-    broker: FakeBroker, service: ServiceClient
-) -> None:
-    broker.answers["query"] = pages
-    rest = service.create_rest_client()
-    runs = rest.list_training_runs(limit=3, offset=1).result(20).training_runs
-    assert [run.user_metadata["n"] for run in runs] == ["3", "2", "1"]
-    assert [run.corrupted for run in runs] == [False, False, True]
-    assert len(broker.wait_for("query", 3)) == 3
-
-
-def test_checkpoints_are_listed_with_their_kind(broker: FakeBroker, service: ServiceClient) -> None:
-    broker.answers["query"] = pages
-    found = service.create_rest_client().list_user_checkpoints().result(20).checkpoints
-    assert [item.checkpoint_type for item in found] == [
-        "sampler",
-        "training",
-        "sampler",
-        "training",
-        "sampler",
-    ]
-    assert found[0].checkpoint_id == "sampler_weights/a"
-    assert found[0].size_bytes == 40
-
-
-def test_one_run_is_found_by_id_or_path(broker: FakeBroker, service: ServiceClient) -> None:
-    broker.answers["query"] = pages
-    rest = service.create_rest_client()
-    run = rest.get_training_run_by_tinker_path(STATE).result(20)
-    assert (run.training_run_id, run.lora_rank) == (f"{3:032x}:train:0", 8)
-    assert broker.wait_for("query")[0].subject == RUN

@@ -225,9 +225,9 @@ def test_options_of_a_loss_travel_with_their_defaults(
         pytest.param(lambda run: run.save_state("a", ttl_seconds=0), "ttl_seconds is 0", id="ttl"),
         pytest.param(lambda run: run.load_state("/etc/passwd"), "is no path", id="path"),
         pytest.param(
-            lambda run: run.load_state(f"weft://{run.model_id}/sampler_weights/a"),
-            "weights for a sampler",
-            id="sampler weights",
+            lambda run: run.save_weights_external("a", age_encryption_recipients=["age1"]),
+            "age_encryption_recipients is not served",
+            id="encryption",
         ),
         pytest.param(
             lambda run: run.save_state("a", user_metadata={"k": 1}), "not a string", id="metadata"
@@ -259,6 +259,15 @@ def test_weights_and_states_have_paths(run: TrainingClient) -> None:
         run.save_weights_for_sampler("b").result(DEADLINE_S).path
         == f"weft://{run.model_id}/sampler_weights/b"
     )
+
+
+def test_external_weights_have_a_path_and_the_size_of_an_adapter(
+    broker: FakeBroker, run: TrainingClient
+) -> None:
+    saved = run.save_weights_external("c", ttl_seconds=60).result(DEADLINE_S)
+    assert (saved.path, saved.size_bytes) == (f"weft://{run.model_id}/external_weights/c", 7)
+    (header,) = broker.wait_for("save_for_sampler")
+    assert (header.is_external, header.sampler_id, header.ttl_s) == (True, "", 60)
 
 
 def test_coroutines_get_futures_of_commands_and_finished_clients(run: TrainingClient) -> None:

@@ -62,7 +62,7 @@ FILES: Any = {"adapter_config.json": "{}", "adapter_model.safetensors": "x"}
 @pytest.mark.parametrize(
     ("method", "arguments", "fields", "message"),
     [
-        ("list_user_checkpoints", (-1,), {}, "limit is -1, not an integer from 0"),
+        ("list_user_checkpoints", (-1,), {}, "limit is -1, not an integer from 1"),
         ("list_training_runs", (1, "a"), {}, "offset is 'a', not an integer from 0"),
         ("rename_checkpoint", (PATH, 3), {}, "name is 3, not a string"),
         ("upload_peft", (FILES, "tiny"), {}, "adapter_config.json is '{}', not bytes"),

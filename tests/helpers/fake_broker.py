@@ -221,8 +221,9 @@ def save_state(header: SaveState, arrays: Arrays) -> list[Message]:
 
 
 def save_for_sampler(header: SaveForSampler, arrays: Arrays) -> list[Message]:
-    path = f"weft://{header.run_id}/sampler_weights/{header.name}"
-    return [reply(header, {"path": path} if header.name else {})]
+    kind = "external_weights" if header.is_external else "sampler_weights"
+    path = f"weft://{header.run_id}/{kind}/{header.name}"
+    return [reply(header, {"path": path, "size_bytes": 7} if header.name else {})]
 
 
 def sample(header: Sample, arrays: Arrays) -> list[Message]:

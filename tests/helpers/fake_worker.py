@@ -232,7 +232,8 @@ def _path(header: Any, kind: str) -> str:
 
 
 def _save_for_sampler(header: SaveForSampler, arrays: Arrays) -> Part:
-    named = {"path": _path(header, "sampler_weights"), "size_bytes": 5} if header.name else {}
+    kind = "external_weights" if header.is_external else "sampler_weights"
+    named = {"path": _path(header, kind), "size_bytes": 5} if header.name else {}
     return {**named, "sampler_id": header.sampler_id}, {}
 
 

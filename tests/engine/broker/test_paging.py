@@ -45,8 +45,10 @@ def test_a_page_ends_before_it_is_too_long_but_has_something() -> None:
 
 def test_long_metadata_is_left_out_of_a_list_of_several_and_said_to_be() -> None:
     long = {"user_metadata": {"a": "x" * ENTRY_BYTES}}
-    (alone,) = page("runs", [long], dict, ask())["runs"]
-    first, second = page("runs", [long, {"user_metadata": {}}], dict, ask())["runs"]
+    few: list[dict[str, Any]] = [long]
+    several: list[dict[str, Any]] = [long, {"user_metadata": {}}]
+    (alone,) = page("runs", few, dict, ask())["runs"]
+    first, second = page("runs", several, dict, ask())["runs"]
     assert (alone, second) == (long, {"user_metadata": {}})
     assert first == {"user_metadata": {}, "omitted": "user_metadata"}
 
