@@ -17,7 +17,8 @@ class KeyWatch:
     """The secrets in a file of keys, and whether they are still those.
 
     A file that becomes unreadable or goes away while it is watched changes nothing: the secrets
-    that were read last go on to count, and an error is logged once.
+    that were read last go on to count, and an error is logged once. One that is unreadable from the
+    first lets nobody in.
     """
 
     def __init__(self, store: KeyStore) -> None:
@@ -44,10 +45,13 @@ class KeyWatch:
             is_new = self._look()
         except (OSError, sqlite3.Error, BadRequest) as error:
             self.close()
+            was_open = self.secrets is None
+            self.secrets = self.secrets or ()
             if str(error) != self._problem:
-                log.error("%s; the keys read before still count", unreadable(self._path, error))
+                left = f"{len(self.secrets)} secrets read before" if self.secrets else "no key"
+                log.error("%s; %s will count meanwhile", unreadable(self._path, error), left)
             self._problem = str(error)
-            return False
+            return was_open
         self._problem = ""
         return is_new
 

@@ -42,6 +42,24 @@ def test_a_server_does_not_start_with_a_damaged_file(tmp_path: Path) -> None:
         KeyWatch(KeyStore(tmp_path))
 
 
+def test_a_file_that_was_never_readable_lets_nobody_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = KeyWatch(KeyStore(tmp_path))
+    (tmp_path / "keys.sqlite").write_text("not a database")
+    assert watch.glance()
+    assert watch.secrets == ()
+    assert not watch.glance()
+    (record,) = caplog.records
+    assert "no key will count meanwhile" in record.getMessage()
+    (tmp_path / "keys.sqlite").unlink()
+    assert not watch.glance()
+    KeyStore(tmp_path).create()
+    assert watch.glance()
+    assert len(watch.secrets or ()) == 1
+    watch.close()
+
+
 @pytest.mark.parametrize("is_removed", [True, False])
 def test_keys_read_before_a_file_was_damaged_go_on_to_count(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, is_removed: bool
