@@ -14,6 +14,8 @@ from ...client.worker_messages import WorkerCounters
 from ..histogram import SECONDS, Histogram
 
 OK = "ok"  # the code of a success
+# Told from the first request of a kind on: whoever asks for an increase must have seen the zero.
+FROM_ZERO = (OK, "busy", *(code for code, row in CODES.items() if row.fault == "server"))
 
 
 class WorkTotals:
@@ -69,7 +71,7 @@ class Metrics:
         """Count a request of a kind that was answered; code "" stands for a success."""
         found = self.requests.get(kind)
         if found is None:
-            found = self.requests[kind] = Counter()
+            found = self.requests[kind] = Counter(dict.fromkeys(FROM_ZERO, 0))
         found[_known(code or OK)] += 1
 
     def refuse(self, code: str) -> None:

@@ -1,6 +1,22 @@
-"""The gateway's own figures, read from its counters."""
+"""The gateway's own figures, read from its counters, and those of a scrape itself."""
 
-from .figures import Figure, at, counter, each, gauge, histogram, keyed, spreads
+from collections.abc import Iterator
+
+from .figures import Figure, Point, Source, at, counter, each, gauge, histogram, keyed, spreads
+
+
+def _version(source: Source) -> Iterator[Point]:
+    yield Point((source["version"],), 1)
+
+
+SCRAPE: tuple[Figure, ...] = (
+    gauge("weft_build_info", "The version that serves, as a label; always 1.", _version, "version"),
+    gauge(
+        "weft_broker_up",
+        "1 when the broker told its figures for this scrape; when 0 only the gateway's are there.",
+        at("broker_up"),
+    ),
+)
 
 GATEWAY: tuple[Figure, ...] = (
     counter(

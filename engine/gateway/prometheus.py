@@ -9,7 +9,6 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
-    InfoMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -17,17 +16,10 @@ from prometheus_client.registry import Collector
 
 from .counters import GatewayCounters
 from .engine_figures import ENGINE
-from .figures import Figure, Point, Source, Spread, gauge
-from .gateway_figures import GATEWAY
+from .figures import Figure, Point, Source, Spread
+from .gateway_figures import GATEWAY, SCRAPE
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-
-BUILD = ("weft_build", "The version that serves, as a label; the value is 1.")
-BROKER_UP = gauge(
-    "weft_broker_up",
-    "1 when the broker told its figures for this scrape; when 0, those below are the gateway's alone.",
-    lambda source: iter([Point((), source["broker_up"])]),
-)
 
 
 def exposition(
@@ -58,8 +50,7 @@ class _Families(Collector):
 def _families(
     metrics: Mapping[str, Any] | None, counters: GatewayCounters | None, version: str
 ) -> Iterator[Metric]:
-    yield InfoMetricFamily(*BUILD, value={"version": version})
-    yield family(BROKER_UP, {"broker_up": float(metrics is not None)})
+    yield from _all(SCRAPE, {"version": version, "broker_up": metrics is not None})
     if metrics is not None:
         yield from _all(ENGINE, metrics)
     if counters is not None:

@@ -6,6 +6,8 @@ from weft.client.errors import CODES
 from weft.client.limits import LIMITS
 from weft.client.losses import LOSSES, LossInput
 from weft.client.waiting import REASONS
+from weft.engine.gateway.engine_figures import ENGINE
+from weft.engine.gateway.gateway_figures import GATEWAY, SCRAPE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -47,6 +49,16 @@ def losses_table() -> str:
     return _table("| loss | inputs | options and their defaults |", rows)
 
 
+def figures_table() -> str:
+    """Every figure of `/metrics`, as a Markdown table."""
+    rows = [
+        f"| `{row.shown}` | {' '.join(f'`{label}`' for label in row.labels)} | {row.kind} | "
+        f"{row.meaning} |"
+        for row in (*SCRAPE, *ENGINE, *GATEWAY)
+    ]
+    return _table("| figure | labels | kind | meaning |", rows)
+
+
 def _loss_input(item: LossInput) -> str:
     match item.default:
         case None:
@@ -61,14 +73,15 @@ TABLES = {
     "errors.md": errors_table,
     "limits.md": limits_table,
     "losses.md": losses_table,
+    "operations.md": figures_table,
     "waiting.md": reasons_table,
 }
 
 
-def split(text: str) -> tuple[str, str, str]:
-    """What stands before the first table of a document, the table, and what follows."""
+def split(text: str, table: str) -> tuple[str, str, str]:
+    """What stands before the table that has the same head as `table`, it, and what follows."""
     lines = text.splitlines(keepends=True)
-    first = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    first = lines.index(table.splitlines(keepends=True)[0])
     rest = (index for index in range(first, len(lines)) if not lines[index].startswith("|"))
     last = next(rest, len(lines))
     return "".join(lines[:first]), "".join(lines[first:last]), "".join(lines[last:])
@@ -78,8 +91,9 @@ def write() -> None:
     """Replace the tables by those of the code."""
     for name, table in TABLES.items():
         path = DOCS / name
-        before, _, after = split(path.read_text())
-        path.write_text(before + table() + after)
+        written = table()
+        before, _, after = split(path.read_text(), written)
+        path.write_text(before + written + after)
 
 
 def _code(code: str) -> str:

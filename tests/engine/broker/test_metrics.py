@@ -30,7 +30,7 @@ def metrics(bench: CoreBench) -> dict[str, Any]:
 
 def requests(bench: CoreBench) -> dict[tuple[str, str], int]:
     told = metrics(bench)["requests"]
-    return {(kind, code): n for kind, codes in told.items() for code, n in codes.items()}
+    return {(kind, code): n for kind, codes in told.items() for code, n in codes.items() if n}
 
 
 def done_so_far(steps: int, tokens: int = 0, pages: int = 0) -> WorkerCounters:
@@ -164,11 +164,20 @@ def test_workers_with_other_buckets_are_summed_as_far_as_they_go() -> None:
     assert totals.tenants == {"train": [3, 1, 5]}
 
 
+def test_faults_of_the_server_are_told_before_there_is_one() -> None:
+    bench = ready_bench()
+    told = metrics(bench)["requests"]["create_run"]
+    assert told.pop("ok") == 1
+    assert {"busy", "internal", "run_lost", "out_of_memory"} <= told.keys()
+    assert not any(told.values())
+    assert "bad_request" not in told
+
+
 def test_a_code_that_is_none_is_an_internal_one() -> None:
     found = Metrics()
     found.outcome("sample", "no_such_code")
     found.refuse("nor_this")
-    assert found.to_fields()["requests"] == {"sample": {"internal": 1}}
+    assert found.to_fields()["requests"]["sample"]["internal"] == 1
     assert found.to_fields()["refused"] == {"internal": 1}
 
 

@@ -14,8 +14,7 @@ from weft.engine.gateway.figures import (
     some,
     spreads,
 )
-from weft.engine.gateway.gateway_figures import GATEWAY
-from weft.engine.gateway.prometheus import BROKER_UP
+from weft.engine.gateway.gateway_figures import GATEWAY, SCRAPE
 
 SOURCE = {
     "bounds": {"seconds": [1.0, 2.0]},
@@ -24,7 +23,7 @@ SOURCE = {
     "pairs": {("r", "GET", 200): 5},
     "spreads": {"s": {"counts": [1, 0, 2], "sum": 9.5}, "odd": {"counts": [1], "sum": 1.0}},
 }
-FIGURES = (BROKER_UP, *ENGINE, *GATEWAY)
+FIGURES = (*SCRAPE, *ENGINE, *GATEWAY)
 
 
 def test_a_number_is_found_at_its_path() -> None:
