@@ -2,40 +2,15 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...client.errors import BadRequest
-
-if TYPE_CHECKING:  # the broker's side reads this file, too, and does without torch
-    from ..adapters.store import WeightsVersion
+from ..adapters.store import WeightsVersion
+from .prompt_targets import PromptTargets, check_tokens
 
 MIN_TEMPERATURE = 1e-6  # below it, but for 0, tempered logits leave the range of float32
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PromptTargets:
-    """Tokens to be scored in place of those of a prompt, from its second on."""
-
-    counts: np.ndarray  # [prompt - 1] integers, how many in place of each
-    tokens: np.ndarray  # integers, end to end
-
-    def check(self, prompt_tokens: int, vocab_size: int) -> None:
-        """Raise BadRequest unless they are so many, and tokens."""
-        counts = self.counts
-        if counts.shape != (prompt_tokens - 1,):
-            raise BadRequest(
-                f"target_counts has shape {list(counts.shape)}, not [{prompt_tokens - 1}]"
-            )
-        if len(counts) and counts.min() < 0:
-            raise BadRequest(f"target_counts holds {counts.min()}")
-        total = int(counts.sum(dtype=np.int64))
-        if self.tokens.shape != (total,):
-            raise BadRequest(
-                f"target_tokens has shape {list(self.tokens.shape)}, target_counts add up to {total}"
-            )
-        _check_tokens("target token", self.tokens, vocab_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,7 +33,7 @@ class SampleRequest:
     topk_sample_logprobs: int = 0  # the same in place of each token that is drawn
     prompt_targets: PromptTargets | None = None
     prompt_alt_tokens_k: int = 0  # tokens to draw in place of each prompt token
-    version: "WeightsVersion | None" = None  # None: the bare base model
+    version: WeightsVersion | None = None  # None: the bare base model
 
     def check(self, vocab_size: int) -> None:
         """Raise BadRequest, naming the field, unless every value is one that can be honoured."""
@@ -86,7 +61,7 @@ class SampleRequest:
         for is_met, complaint in rules:
             if not is_met:
                 raise BadRequest(complaint)
-        _check_tokens("token", self.tokens, vocab_size)
+        check_tokens("token", self.tokens, vocab_size)
         if self.prompt_targets is not None:
             self.prompt_targets.check(len(self.tokens), vocab_size)
 
@@ -141,9 +116,3 @@ class SampleFailed:
     key: Hashable
     code: str
     detail: str
-
-
-def _check_tokens(what: str, tokens: np.ndarray, vocab_size: int) -> None:
-    for token in (int(tokens.min()), int(tokens.max())) if len(tokens) else ():
-        if not 0 <= token < vocab_size:
-            raise BadRequest(f"{what} {token} is outside 0 .. {vocab_size - 1}")

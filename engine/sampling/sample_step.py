@@ -50,7 +50,8 @@ class SampleStep:
     settings_M: Settings
     top_M: np.ndarray  # likeliest tokens to report with each draw
     scoring: Scoring | None  # of the step's rows, None nothing
-    scored_units_U: np.ndarray  # scored rows of each unit
+    scored_N: np.ndarray  # rows of each sequence of which something is wanted
+    scored_units_U: np.ndarray  # the same of each unit
 
 
 @dataclass(slots=True)
@@ -114,7 +115,7 @@ def plan_step(pieces: Sequence[Piece], *, is_deterministic: bool = False) -> Sam
         for start, piece in zip(ends - fresh, pieces, strict=True)
         if piece.scoring is not None
     ]
-    num_scored = [0 if piece.scoring is None else piece.scoring.num_rows for piece in pieces]
+    num_scored = np.array([piece.scoring.num_rows if piece.scoring else 0 for piece in pieces])
     return SampleStep(
         tokens_T=tokens,
         positions_T=positions,
@@ -133,5 +134,6 @@ def plan_step(pieces: Sequence[Piece], *, is_deterministic: bool = False) -> Sam
         ),
         top_M=np.repeat([piece.top for piece in pieces], num_draws),
         scoring=Scoring.join([part.shifted(start) for start, part in scored]) if scored else None,
+        scored_N=num_scored,
         scored_units_U=np.add.reduceat(num_scored, unit_starts),
     )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ...client.messages import Request, Sample
 from ..adapters.soft_targets import SoftTargets
-from ..sampling.requests import PromptTargets
+from ..sampling.prompt_targets import PromptTargets
 from .units import Unit
 
 Int32s = npt.NDArray[np.int32]

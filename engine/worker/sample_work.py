@@ -8,7 +8,7 @@ from ...client.errors import BadRequest
 from ...client.limits import limit
 from ...client.messages import Sample
 from ...client.sample_options import check_sample_options
-from ..sampling.requests import PromptTargets
+from ..sampling.prompt_targets import PromptTargets
 from .columns import check_ids, read_ints
 from .commands import Int32s, ModelLimits, Origin, SampleWork
 

@@ -80,6 +80,7 @@ def test_what_is_wanted_after_rows_of_a_piece_is_wanted_after_these_rows_of_the_
     assert step.scoring is not None
     assert step.scoring.rows_R.tolist() == [2, 3, 5, 6, 7]
     assert step.scoring.tokens_C.tolist() == [22, 23, 32, 33, 34]
+    assert step.scored_N.tolist() == [0, 2, 3]
     assert step.scored_units_U.tolist() == [0, 5]
 
 

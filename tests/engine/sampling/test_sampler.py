@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from weft.engine.sampling.sampler import Drawn, Settings, draw, stream_of, uniforms
+from weft.engine.sampling.sampler import (
+    ALTERNATIVES,
+    Drawn,
+    Settings,
+    draw,
+    stream_of,
+    uniforms,
+)
 
 V = 300
 
@@ -162,3 +169,56 @@ def test_the_first_numbers_are_those_of_splitmix64() -> None:
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     numbers = uniforms(np.full(3, 1234567, np.uint64), np.arange(3))
     assert numbers.tolist() == [(value >> 11) * 2.0**-53 for value in expected]
+
+
+# --- what is reported beside a draw
+
+
+@pytest.mark.parametrize(
+    "settings", [(1.0, -1, 1.0), (0.5, 3, 0.2), (0.0, -1, 1.0)], ids=["plain", "cut", "greedy"]
+)
+def test_the_likeliest_are_of_the_tempered_distribution_before_the_cuts(
+    settings: tuple[float, int, float],
+) -> None:
+    logits = random_logits(2)
+    drawn = draw(logits.clone(), Settings.of([settings] * 2), np.full(2, 0.5), np.array([9, 4]))
+    expected = (logits.double() / (settings[0] or 1.0)).log_softmax(-1).sort(-1, descending=True)
+    for row, part in ((0, slice(0, 9)), (1, slice(9, 13))):
+        count = part.stop - part.start
+        assert drawn.top_tokens[part].tolist() == expected.indices[row, :count].tolist()
+        # float32 of numbers up to 20
+        found = drawn.top_logprobs[part]
+        np.testing.assert_allclose(found, expected.values[row, :count], atol=1e-5)
+
+
+def test_a_drawn_token_has_the_same_logprob_among_the_likeliest() -> None:
+    logits = random_logits(20)
+    drawn = draw(
+        logits, Settings.of([(0.7, -1, 1.0)] * 20), np.linspace(0, 0.99, 20), np.full(20, V)
+    )
+    tokens, logprobs = drawn.top_tokens.reshape(20, V), drawn.top_logprobs.reshape(20, V)
+    assert logprobs[tokens == drawn.tokens[:, None]].tolist() == drawn.logprobs.tolist()
+
+
+def test_the_likeliest_are_found_where_a_float_cannot_hold_their_share() -> None:
+    logits = random_logits(1)
+    drawn = draw(logits.clone(), Settings.of([(0.01, -1, 1.0)]), np.full(1, 0.5), np.array([50]))
+    expected = (logits.double() / 0.01).log_softmax(-1).topk(50).values[0]
+    assert float(expected[-1]) < -200  # exp of it is below every float32
+    # float32 of numbers up to 1000
+    np.testing.assert_allclose(drawn.top_logprobs, expected, rtol=1e-5)
+
+
+def test_what_is_reported_changes_no_draw() -> None:
+    logits, settings = random_logits(8), Settings.of([(0.7, -1, 1.0)] * 8)
+    places = np.linspace(0, 0.99, 8)
+    plain = draw(logits.clone(), settings, places)
+    reporting = draw(logits.clone(), settings, places, np.arange(8))
+    assert reporting.tokens.tolist() == plain.tokens.tolist()
+    assert reporting.logprobs.tolist() == plain.logprobs.tolist()
+    assert (len(plain.top_tokens), len(reporting.top_tokens)) == (0, sum(range(8)))
+
+
+def test_the_stream_of_alternatives_is_that_of_no_sample() -> None:
+    streams = {stream_of(3, sample) for sample in (ALTERNATIVES, *range(4096))}
+    assert len(streams) == 4097
