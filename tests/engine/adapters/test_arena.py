@@ -37,3 +37,12 @@ def test_random_use_keeps_the_ranges_tiled(seed: int) -> None:
             if start is not None:
                 held.append(start)
         blocks.check_integrity()
+
+
+def test_levels_count_what_can_be_given_out() -> None:
+    blocks = Blocks(10, reserved=1)
+    start = blocks.take(3)
+    assert start is not None
+    assert blocks.levels(granule_bytes=8) == (24, 72)
+    blocks.give(start)
+    assert blocks.levels(granule_bytes=8) == (0, 72)

@@ -294,3 +294,18 @@ def test_a_state_that_does_not_fit_changes_nothing(fault: str) -> None:
     after, step = store.export_state(run)
     assert step == 0
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_memory_of_runs_and_versions_is_told_apart() -> None:
+    store = make_store()
+    empty = store.memory
+    run = make_run(store)
+    version = store.retain(run.version)
+    elements = store.flat(run, MASTER).numel()
+    assert store.memory["adapter_state_bytes"][0] == 5 * 4 * elements  # five planes
+    assert store.memory["adapter_weights_bytes"][0] == 4 * elements
+    store.drop(run)
+    assert store.memory["adapter_state_bytes"] == empty["adapter_state_bytes"]
+    store.release(version)
+    assert store.memory == empty
+    assert all(0 < total <= 1 << 20 for _, total in empty.values())

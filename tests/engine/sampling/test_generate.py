@@ -378,3 +378,32 @@ def test_a_request_larger_than_the_cache_is_refused(bench: Bench) -> None:
     generator = bench.generator(num_pages=10)
     with pytest.raises(BadRequest, match="the context holds 40"):
         generator.submit(request("a", prompt_of(30), max_tokens=11))
+
+
+# --- counters
+
+
+def test_prompts_and_draws_are_counted_and_whose_they_were(bench: Bench) -> None:
+    generator = bench.generator(num_pages=12)
+    generator.submit(request("a", prompt_of(9), num_samples=2, max_tokens=4))
+    generator.submit(request("later", prompt_of(30), max_tokens=4))  # there are no pages for it yet
+    generator.step()
+    assert generator.take_stepped() == {"a"}
+    assert generator.take_stepped() == set()
+    assert 0 < generator.memory["kv_pages"][0] <= generator.memory["kv_pages"][1] == 12
+    outcomes = drain(generator)
+    drawn = sum(len(tokens) for each in outcomes.values() for tokens in tokens_of(each))
+    assert (generator.num_prefilled, generator.num_decoded) == (39, drawn)
+    assert generator.take_stepped() == {"a", "later"}
+    assert generator.memory["kv_pages"] == (0, 12)
+    assert generator.num_failed_steps == 0
+
+
+def test_a_step_that_fails_counts_no_token(bench: Bench) -> None:
+    watched = Watched(bench)
+    watched.poison = 7
+    generator = bench.generator(model=watched)
+    outcomes = run(generator, request("bad", [7], max_tokens=1), request("good", [3], max_tokens=1))
+    assert isinstance(outcomes["good"], SampleDone)
+    assert (generator.num_prefilled, generator.num_decoded) == (1, 1)
+    assert generator.num_failed_steps == 2  # together, then the bad one alone

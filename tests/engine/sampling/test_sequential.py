@@ -193,6 +193,18 @@ def test_logits_are_bent_by_the_softcap(hybrid: SequentialBench) -> None:
 # --- turns
 
 
+def test_prompts_and_draws_are_counted_and_states_measured(hybrid: SequentialBench) -> None:
+    generator = hybrid.sequential(chunk_tokens=8)
+    generator.submit(request("a", prompt_of(20), num_samples=3, max_tokens=4))
+    generator.step()
+    used, capacity = generator.memory["sequence_state_bytes"]
+    assert 0 < used <= capacity
+    drain(generator)
+    assert (generator.num_prefilled, generator.num_decoded) == (20, 12)
+    assert generator.take_stepped() == {"a"}
+    assert generator.memory["sequence_state_bytes"] == (0, capacity)
+
+
 def test_samples_of_a_prompt_share_one_prefill_in_chunks(hybrid: SequentialBench) -> None:
     each = request("a", prompt_of(20), num_samples=3, max_tokens=4)
     run(hybrid.sequential(chunk_tokens=8), each)
