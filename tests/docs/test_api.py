@@ -10,6 +10,7 @@ import weft.client
 from weft.client import errors
 
 NOT_LISTED = {  # modules, and names of types that have no docstring of their own
+    "CheckpointType",
     "LossFnType",
     "ModelID",
     "ModelInputChunk",
