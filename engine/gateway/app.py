@@ -12,40 +12,31 @@ from functools import partial
 
 from aiohttp import web
 
-from ...client.errors import BadRequest, Busy, EngineFailed, NotFound, WeftError
+from ...client.errors import BadRequest, EngineFailed, NotFound, WeftError
 from ...client.limits import LIMITS, limit
+from ...client.wire import Malformed
 from ..logs import with_fields
 from .call import Call, Gateway, Reply, Route
 from .compression import decompress
 from .config import is_loopback
 from .counters import UNMATCHED
 from .errors import http_body, http_headers, http_status
+from .load import Load
 
 log = logging.getLogger(__name__)
 
 KEY_HEADER = "X-API-Key"
 _MAX_BODY = limit("body_bytes")
-_MAX_BODIES = limit("bodies_bytes")
 _BODY_S = LIMITS["body_s"].default
+_PIECE = 256 << 10  # bytes of a long response that are handed out at a time
 
 _GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
-
-
-class Bodies:
-    """Bytes of bodies that are being read or worked on."""
-
-    def __init__(self) -> None:
-        self.num_bytes = 0
-
-
-_BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 
 
 def make_app(gateway: Gateway, routes: Sequence[Route]) -> web.Application:
     """The application with these routes, each for callers with a key."""
     app = web.Application(middlewares=[_answer])
     app[_GATEWAY] = gateway
-    app[_BODIES] = Bodies()
     for route in routes:
         app.router.add_route(route.method, route.path, partial(_serve, route))
     return app
@@ -56,24 +47,26 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
     gateway = request.app[_GATEWAY]
     door = await gateway.doors.admit(key_of(request))
     request["tenant"] = door.tenant
-    bodies = request.app[_BODIES]
-    body = await _read(request, bodies, gateway)
-    try:
-        call = Call(
-            gateway=gateway,
-            door=door,
-            body=body,
-            parts=request.match_info,
-            query=request.query,
-            headers=request.headers,
-            origin=gateway.public_url or str(request.url.origin()),
-            is_near=not gateway.public_url and is_loopback(request.remote or ""),
-        )
-        request["fields"] = call.fields
-        reply = await route.handler(call)
-    finally:
-        bodies.num_bytes -= len(body)
-    return response_of(reply)
+    with door.used():
+        load = gateway.sessions.load
+        body = await _read(request, load, door.tenant)
+        try:
+            call = Call(
+                gateway=gateway,
+                door=door,
+                body=body,
+                parts=request.match_info,
+                query=request.query,
+                headers=request.headers,
+                origin=gateway.public_url or f"{request.scheme}://{request.host}",
+                is_near=not gateway.public_url and is_loopback(request.remote or ""),
+            )
+            request["fields"] = call.fields
+            reply = await route.handler(call)
+        finally:
+            load.add(door.tenant, -len(body))
+            del body
+        return await _send(request, reply)
 
 
 def key_of(request: web.Request) -> str:
@@ -92,8 +85,23 @@ def response_of(reply: Reply) -> web.Response:
     )
 
 
-async def _read(request: web.Request, bodies: Bodies, gateway: Gateway) -> bytes:
-    """The body, unpacked; its bytes are counted among those that are worked on."""
+async def _send(request: web.Request, reply: Reply) -> web.StreamResponse:
+    """Hand out a response; a long one piece by piece, since what is written is copied."""
+    if len(reply.body) <= _PIECE or request.method == "HEAD":
+        return response_of(reply)
+    response = web.StreamResponse(status=reply.status, headers=dict(reply.headers))
+    response.content_type = reply.content_type
+    response.content_length = len(reply.body)
+    await response.prepare(request)
+    whole = memoryview(reply.body)
+    for start in range(0, len(whole), _PIECE):
+        await response.write(whole[start : start + _PIECE])
+    await response.write_eof()
+    return response
+
+
+async def _read(request: web.Request, load: Load, tenant: str) -> bytes:
+    """The body, unpacked; its bytes are counted among those that are under way."""
     if (request.content_length or 0) > _MAX_BODY:
         raise _too_large(request.content_length or 0)
     pieces: list[bytes] = []
@@ -103,21 +111,22 @@ async def _read(request: web.Request, bodies: Bodies, gateway: Gateway) -> bytes
             async for piece in request.content.iter_any():
                 if taken + len(piece) > _MAX_BODY:
                     raise _too_large(taken + len(piece))
-                if bodies.num_bytes + gateway.sessions.num_bytes + len(piece) > _MAX_BODIES:
-                    raise Busy(f"requests of {bodies.num_bytes} bytes are under way")
+                load.take(tenant, len(piece))
                 taken += len(piece)
-                bodies.num_bytes += len(piece)
                 pieces.append(piece)
+        request["received"] = taken
         packed = b"".join(pieces)
+        pieces.clear()
         body = decompress(packed, request.headers.get("Content-Encoding", ""), _MAX_BODY)
-    except TimeoutError:
-        bodies.num_bytes -= taken
-        raise WeftError(f"the body did not come within {_BODY_S:.0f} s", "timeout") from None
-    except BaseException:
-        bodies.num_bytes -= taken
+        load.take(tenant, len(body) - taken)
+    except BaseException as error:
+        load.add(tenant, -taken)
+        if isinstance(error, TimeoutError):
+            detail = f"the body did not come within {_BODY_S:.0f} s"
+            raise WeftError(detail, "timeout") from None
+        if isinstance(error, web.RequestPayloadError):
+            raise Malformed("the body is damaged") from None
         raise
-    bodies.num_bytes += len(body) - taken
-    request["received"] = taken
     return body
 
 
@@ -136,16 +145,16 @@ async def _answer(
         code = ""
     except WeftError as error:
         response, code = _refusal(error), error.code
-    except web.HTTPMethodNotAllowed as error:
-        response, code = _refusal(BadRequest(f"{request.path} takes {error.allowed_methods}")), ""
     except web.HTTPException as error:
-        response, code = _refusal(NotFound(f"no route {request.method} {request.path[:200]}")), ""
-        log.info("no route %s %s (%s)", request.method, request.path[:200], error.status)
+        response, code = _no_route(request, error), "not_found"
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception:  # the boundary to HTTP: a fault of ours must not end the connection
         log.exception("%s %s failed", request.method, _route_of(request))
         response, code = _refusal(EngineFailed("a fault of the gateway")), "internal"
+    if code and request.writer.output_size:  # what was promised cannot be kept; no words can say so
+        log.info("%s broke off: %s", _route_of(request), code)
+        _abort(request)
     duration_ms = 1000 * (time.monotonic() - started)
     fields = {
         "method": request.method,
@@ -156,14 +165,13 @@ async def _answer(
         "tenant": request.get("tenant", ""),
         **request.get("fields", {}),
     }
-    sent = response.body if isinstance(response, web.Response) else None
     request.app[_GATEWAY].counters.answered(
         str(fields["route"]) or UNMATCHED,
         request.method,
         response.status,
         duration_ms / 1000,
         received=request.get("received", 0),
-        sent=len(sent) if isinstance(sent, bytes) else 0,
+        sent=response.content_length or 0,
     )
     level = logging.INFO if response.status in (400, 401, 403) else logging.DEBUG
     log.log(
@@ -184,6 +192,26 @@ def _refusal(error: WeftError) -> web.Response:
         headers=http_headers(error),
         content_type="application/json",
     )
+
+
+def _no_route(request: web.Request, error: web.HTTPException) -> web.Response:
+    """Refuse a path or method that is none; what is not below /api can hold a secret."""
+    path = request.rel_url.raw_path[:200]
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = _refusal(BadRequest(f"{path} takes {allowed}, not {request.method[:20]}"))
+        response.set_status(error.status)
+        response.headers["Allow"] = allowed
+    else:
+        response = _refusal(NotFound(f"no route {request.method[:20]} {path}"))
+    shown = path if path.startswith("/api/") else "..."
+    log.info("no route %s %s (%s)", request.method[:20], shown, error.status)
+    return response
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _route_of(request: web.Request) -> str:

@@ -56,12 +56,12 @@ class Call:
 
     async def session(self, session_id: str) -> Session:
         """A session of the caller; raises NotFound."""
-        self.fields["session_id"] = session_id
+        self.fields["session_id"] = session_id[:80]
         return await self.gateway.sessions.find(self.door, session_id)
 
     async def owner_of(self, object_id: str) -> Session:
         """The caller's session that a run or sampler id belongs to; raises NotFound."""
-        self.fields["object_id"] = object_id
+        self.fields["object_id"] = object_id[:80]
         return await self.session(object_id.partition(":")[0])
 
     async def ask(self, what: str, subject: str = "", **options: Any) -> dict[str, Any]:

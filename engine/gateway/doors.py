@@ -5,12 +5,14 @@ import hashlib
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import zmq
 
-from ...client.errors import WeftError
+from ...client.errors import Busy, Unauthorized
 from ...client.limits import LIMITS, limit
 from ...client.messages import SPOKEN_VERSIONS, Hello, ModelCard, Query
 from .line import Line
@@ -20,6 +22,8 @@ _MAX_DOORS = limit("doors")
 _WRONG_S = 2.0  # how long a wrong key stays wrong without another question
 _MAX_WRONG = 1024
 _MAX_OPENING = 16  # keys that are asked for at a time
+_MAX_QUEUED = 256  # and that wait for their turn
+_MAX_KEY = 4096  # characters
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +34,17 @@ class Door:
     tenant: str
     line: Line  # a session of the key's own, for what belongs to no session of the SDK
     last_used: float
+    num_users: int = 0  # requests under way
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep the door open while the block runs."""
+        self.num_users += 1
+        try:
+            yield
+        finally:
+            self.num_users -= 1
+            self.last_used = time.monotonic()
 
     @property
     def cards(self) -> list[ModelCard]:
@@ -60,38 +75,51 @@ class Doors:
         Raises:
             WeftError: `unauthorized`, or the broker does not answer.
         """
+        if len(key) > _MAX_KEY or not key.isascii():
+            raise _wrong()
         name = hashlib.sha256(key.encode()).digest()
         door = self._doors.get(name)
         if door is None or door.line.is_closed:
-            now = time.monotonic()
-            if self._wrong.get(name, now) > now:
-                raise WeftError("the API key is missing or wrong", "unauthorized")
-            task = self._opening.get(name)
-            if task is None:
-                task = self._opening[name] = asyncio.create_task(self._open(name, key))
-                task.add_done_callback(partial(self._opened, name))
-            door = await asyncio.shield(task)
+            door = await self._once(name, key)
         door.last_used = time.monotonic()
-        self._doors.move_to_end(name)
+        if name in self._doors:
+            self._doors.move_to_end(name)
         return door
 
     def sweep(self, now: float) -> None:
-        """Close the doors that nobody has used for long."""
-        while self._doors:
-            name, door = next(iter(self._doors.items()))
-            if len(self._doors) <= _MAX_DOORS and now - door.last_used <= LIMITS["door_s"].default:
+        """Close the doors that nobody has used for long, and those over the limit; never one in use."""
+        spare = len(self._doors) - _MAX_DOORS
+        for name, door in list(self._doors.items()):
+            if spare <= 0 and now - door.last_used <= LIMITS["door_s"].default:
                 return
-            del self._doors[name]
-            door.line.close()
+            if not door.num_users:
+                del self._doors[name]
+                door.line.close()
+                spare -= 1
 
     def close(self) -> None:
         """Close all of them."""
+        for task in self._opening.values():
+            task.cancel()
         for door in self._doors.values():
             door.line.close()
         self._doors.clear()
 
+    async def _once(self, name: bytes, key: str) -> Door:
+        """Open a door, or wait for whoever is opening it."""
+        now = time.monotonic()
+        if self._wrong.get(name, now) > now:
+            raise _wrong()
+        task = self._opening.get(name)
+        if task is None:
+            if len(self._opening) >= _MAX_QUEUED:
+                raise Busy(f"{len(self._opening)} API keys are being looked at")
+            task = self._opening[name] = asyncio.create_task(self._open(name, key))
+            task.add_done_callback(partial(self._opened, name))
+        return await asyncio.shield(task)
+
     def _opened(self, name: bytes, task: "asyncio.Task[Door]") -> None:
-        self._opening.pop(name, None)
+        del self._opening[name]
         if not task.cancelled():
             task.exception()  # whoever asked may be gone
 
@@ -106,14 +134,23 @@ class Doors:
             line = Line(self._context, self._address, hello)
             try:
                 await line.request(Query(request_id=line.new_number(), what="capabilities"))
-            except WeftError as error:
+            except BaseException as error:
                 line.drop()
-                if error.code == "unauthorized":
+                self._doors.pop(name, None)
+                if isinstance(error, Unauthorized):
                     self._wrong[name] = time.monotonic() + _WRONG_S
+                    self._wrong.move_to_end(name)
                     if len(self._wrong) > _MAX_WRONG:
                         self._wrong.popitem(last=False)
+                    raise _wrong() from None
                 raise
         tenant = "" if line.welcome is None else line.welcome.tenant
         door = self._doors[name] = Door(key, tenant, line, time.monotonic())
-        self.sweep(door.last_used)
+        self._doors.move_to_end(name)
+        with door.used():
+            self.sweep(door.last_used)
         return door
+
+
+def _wrong() -> Unauthorized:
+    return Unauthorized("the API key is missing or wrong")

@@ -11,11 +11,12 @@ import tarfile
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from ...client.answers import read_result
 from ...client.arrays import unpack_arrays
-from ...client.errors import EngineFailed, NotFound
+from ...client.errors import EngineFailed, NotFound, WeftError
 from ...client.file_messages import CloseTransfer, OpenDownload, ReadPart
 from ...client.limits import limit
 from ...client.wire import digest_bytes
@@ -27,13 +28,14 @@ ARCHIVE = "archive.tar"
 _MAX_LINKS = 4096
 _IN_FLIGHT = limit("parts_in_flight")
 _BLOCK = 512  # of a tar
+_OPEN_S = 20.0  # how long a download may wait for its turn
 
 
 @dataclass(frozen=True, slots=True)
 class FileLink:
     """What a token gives access to."""
 
-    door: Door
+    key: str = field(repr=False)  # whose it is, as long as that counts
     path: str  # weft://
     until: float  # seconds since the epoch
 
@@ -52,14 +54,14 @@ class FileLinks:
         ):
             self._links.popitem(last=False)
         token, until = secrets.token_urlsafe(32), now + LINK_TTL_S
-        self._links[token] = FileLink(door, path, until)
+        self._links[token] = FileLink(door.key, path, until)
         return token, until
 
     def find(self, token: str) -> FileLink:
         """What a token stands for; raises NotFound."""
         link = self._links.get(token)
-        if link is None or link.until < time.time() or link.door.line.is_closed:
-            raise NotFound("no such file, or its address is no longer good")
+        if link is None or link.until < time.time():
+            raise no_file()
         return link
 
 
@@ -80,15 +82,24 @@ class Download:
 
         Raises:
             NotFound: there is no such checkpoint of the caller's.
+            WeftError: `timeout`, all transfers there may be are taken.
         """
         line = door.line
         header = OpenDownload(request_id=line.new_number(), path=path, form="peft")
-        return cls(door, await line.request(header))
+        asked = asyncio.create_task(line.request(header))
+        try:
+            async with asyncio.timeout(_OPEN_S):
+                return cls(door, await asyncio.shield(asked))
+        except BaseException as error:
+            asked.add_done_callback(partial(_close_late, door))
+            if isinstance(error, TimeoutError):
+                raise WeftError(f"it could not be opened in {_OPEN_S:.0f} s", "timeout") from None
+            raise
 
-    async def close(self) -> None:
-        """Let the broker forget it."""
+    def close(self) -> None:
+        """Let the broker forget it; does not wait."""
         header = CloseTransfer(request_id=self._line.new_number(), transfer_id=self._transfer_id)
-        await self._line.request(header)
+        self._line.send([header], [()])
 
     async def read(self, name: str) -> AsyncGenerator[bytes | memoryview]:
         """The bytes of one file, a few parts on their way at a time."""
@@ -123,6 +134,17 @@ class Download:
         if len(data) != size or digest_bytes(data) != read_result(answer)["digest"]:
             raise EngineFailed(f"part {part} of a download is damaged")
         return data
+
+
+def _close_late(door: Door, asked: "asyncio.Task[dict[str, object]]") -> None:
+    """Close what was opened for somebody who has gone."""
+    if not asked.cancelled() and asked.exception() is None:
+        Download(door, asked.result()).close()
+
+
+def no_file() -> NotFound:
+    """What all tokens are answered that are good for nothing."""
+    return NotFound("no such file, or its address is no longer good")
 
 
 def _take(waiting: "deque[int]", count: int) -> list[int]:

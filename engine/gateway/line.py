@@ -8,6 +8,7 @@ One DEALER socket a line, no thread. Everything here runs in the loop's thread.
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,10 +19,21 @@ from typing import Any
 import zmq
 
 from ...client import wire
-from ...client.actions import Action, Answer, AnswerPart, Ask, Connect, Fail, Lost, Outgoing, Send
+from ...client.actions import (
+    Action,
+    Answer,
+    AnswerPart,
+    Ask,
+    Connect,
+    Fail,
+    Greeted,
+    Lost,
+    Outgoing,
+    Send,
+)
 from ...client.answers import read_result
 from ...client.errors import BadRequest, WeftError, from_code
-from ...client.limits import limit
+from ...client.limits import LIMITS, limit
 from ...client.link import Link
 from ...client.messages import Cancel, Command, Explain, Hello, Request, Sample, Void, Welcome
 from ...client.waiting import Reason, read_reasons
@@ -34,6 +46,7 @@ Parts = tuple[AnswerPart, ...]
 _MAX_FRAME_BYTES = 4 * limit("part_bytes")
 _BURST = 256  # messages read before other lines have their turn
 _FAREWELL_MS = 300
+_PATIENCE_S = LIMITS["connect_s"].default
 
 
 class Line:
@@ -45,6 +58,7 @@ class Line:
         address: str,
         hello: Hello,
         on_lost: Callable[["Line", WeftError], None] = lambda line, error: None,
+        on_bytes: Callable[[int], None] = lambda change: None,
     ) -> None:
         """Nothing is sent before the first request.
 
@@ -53,14 +67,17 @@ class Line:
             address: of the broker, tcp:// or ipc://.
             hello: what is said first.
             on_lost: called once when the line has ended and not by `close`.
+            on_bytes: told how many bytes of requests without an answer there are more, or less.
         """
         self.session_id = hello.session_id
-        self.num_bytes = 0  # of requests without an answer
         self._context = context
         self._link = Link(hello, address)
         self._on_lost = on_lost
+        self._on_bytes = on_bytes
         self._loop = asyncio.get_running_loop()
-        self._numbers = count(1)
+        # From anywhere: a gateway before this one may have asked in the same session.
+        self._numbers = count(1 + secrets.randbelow(1 << 60))
+        self._silent_since: float | None = None  # while the broker is not reached
         self._waiting: dict[int, _Waiting] = {}
         self._outbox: deque[tuple[Buffer, ...]] = deque()
         self._unsent: deque[tuple[str, int]] = deque()  # numbers of runs, to be voided
@@ -68,6 +85,10 @@ class Line:
         self._timer: asyncio.TimerHandle | None = None
         self._is_turning = False  # a turn is scheduled
         self.is_closed = False
+
+    def __len__(self) -> int:
+        """Requests without an answer."""
+        return len(self._waiting)
 
     def new_number(self) -> int:
         """A number for a request of the line's own; those of SDK requests are above 2**61."""
@@ -83,8 +104,15 @@ class Line:
 
         Raises:
             WeftError: the request failed.
+            Disconnected: the broker has not been reached for a while.
         """
-        return read_result(await self.send([header], [()]))
+        self._require_broker()
+        answer = self.send([header], [()])
+        while not answer.done():
+            await asyncio.wait([answer], timeout=_PATIENCE_S)
+            if not answer.done():
+                self._require_broker()
+        return read_result(answer.result())
 
     def send(
         self, headers: Sequence[Request], frames: Sequence[Sequence[Buffer]]
@@ -111,8 +139,11 @@ class Line:
         future: asyncio.Future[Parts] = self._loop.create_future()
         future.add_done_callback(_look)
         num_bytes = sum(len(frame) for message in messages for frame in message)
-        self.num_bytes += num_bytes
+        self._on_bytes(num_bytes)
         self._waiting[outgoing.request_id] = _Waiting(future, num_bytes, order)
+        if self.is_closed:
+            self._fail(outgoing.request_id, from_code("disconnected", "the line has ended"))
+            return future
         self._perform(self._link.submit(outgoing, time.monotonic()))
         self._turn_soon()
         return future
@@ -175,9 +206,11 @@ class Line:
         deadline = self._link.deadline()
         if deadline is not None and not self.is_closed:
             self._timer = self._loop.call_later(max(0.0, deadline - now), self._turn)
-        # The descriptor tells of changes only: what is left to read needs another turn.
-        if self._socket is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._turn_soon()
+        # The descriptor tells of changes only: what can be done already needs another turn.
+        if self._socket is not None:
+            wanted = zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0)
+            if int(self._socket.getsockopt(zmq.EVENTS)) & wanted:
+                self._turn_soon()
 
     def _receive(self) -> None:
         socket = self._socket
@@ -220,19 +253,31 @@ class Line:
                     self._connect()
                 case Ask(numbers):
                     self._ask(numbers)
+                case Greeted():
+                    self._silent_since = None
                 case Lost(error):
                     self._lost(error)
-                case _:  # what greets or happens concerns nobody here
+                case _:  # what happens concerns nobody here
                     pass
 
     def _connect(self) -> None:
         self._disconnect()
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
         socket = self._socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
         socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         socket.connect(self._link.address)
         self._loop.add_reader(socket.FD, self._turn_soon)
+
+    def _require_broker(self) -> None:
+        """Raise Disconnected when whoever asks now would wait in vain."""
+        since = self._silent_since
+        if since is not None and time.monotonic() - since > _PATIENCE_S:
+            silent = f"{time.monotonic() - since:.0f} s"
+            detail = f"the server has not answered for {silent}"
+            raise from_code("disconnected", detail)
 
     def _disconnect(self, linger_ms: int = 0) -> None:
         self._outbox.clear()
@@ -277,7 +322,7 @@ class Line:
 
     def _forget(self, number: int) -> "_Waiting":
         waiting = self._waiting.pop(number)
-        self.num_bytes -= waiting.num_bytes
+        self._on_bytes(-waiting.num_bytes)
         return waiting
 
 

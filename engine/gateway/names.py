@@ -47,7 +47,7 @@ def parse_future_id(request_id: str) -> tuple[str, int]:
         BadRequest: this gateway gives no such ids.
     """
     found = _FUTURE_ID.fullmatch(request_id)
-    if found is None:
+    if found is None or not _LEAST <= int(found[2]) < 2 * _LEAST:
         raise BadRequest(f"{shown(request_id)} is no request_id")
     return found[1], int(found[2])
 

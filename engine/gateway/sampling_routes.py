@@ -51,7 +51,7 @@ async def join_sampling_session(call: Call) -> Reply:
     sampler_id = body.sampling_session_id
     session = await call.owner_of(sampler_id)
     await session.card("sampler", sampler_id)  # raises NotFound
-    counter = session.new_clone(sampler_id)
+    counter = session.new_clone()
     return json_reply({"type": "join_sampling_session", "client_counter": counter})
 
 

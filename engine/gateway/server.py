@@ -15,6 +15,7 @@ from ...client.messages import Query
 from .app import make_app, response_of
 from .call import Gateway, Reply, Route, json_reply
 from .config import GatewayConfig, is_loopback
+from .connections import Connections
 from .counters import GatewayCounters
 from .doors import Doors
 from .downloads import FileLinks
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 SWEEP_S = 10.0
 ASK_S = 2.0  # the longest a health or metrics request waits for the broker
 STOP_S = 3.0  # what requests under way get at the end
+HANDSHAKE_S = 10.0  # of TLS
+BACKLOG = 1024  # connections that wait to be accepted
 
 
 class GatewayServer:
@@ -63,14 +66,11 @@ class GatewayServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/files/{token}/{name}", partial(send_file, self._gateway.links))
+        app.router.add_get("/files/{token}/{name}", partial(send_file, self._gateway))
         self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            auto_decompress=False,
-            handler_cancellation=True,
-            shutdown_timeout=STOP_S,
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=STOP_S
         )
+        self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -80,13 +80,21 @@ class GatewayServer:
         if not is_loopback(host) and not self.config.insecure:
             await self._require_keys()
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, ssl_context=tls)
+        assert self._runner.server is not None
+        handshake_s = None if tls is None else HANDSHAKE_S
         try:
-            await site.start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                Connections(self._runner.server),
+                host,
+                port,
+                ssl=tls,
+                ssl_handshake_timeout=handshake_s,
+                backlog=BACKLOG,
+            )
         except OSError as error:
             detail = f"cannot listen on {self.config.listen}: {error.strerror or error}"
             raise BadRequest(detail, "conflict") from None
-        taken = self._runner.addresses[0][1]
+        taken = self._listener.sockets[0].getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{'http' if tls is None else 'https'}://{shown}:{taken}"
         self._sweeper = asyncio.create_task(self._sweep())
@@ -95,6 +103,9 @@ class GatewayServer:
         """End; the sessions live on at the broker. Safe to repeat."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._listener is not None:
+            self._listener.close()
+        self._gateway.sessions.wake()
         await self._runner.cleanup()
         self._gateway.sessions.close()
         self._gateway.doors.close()
@@ -117,8 +128,11 @@ class GatewayServer:
         while True:
             await asyncio.sleep(SWEEP_S)
             now = time.monotonic()
-            self._gateway.sessions.sweep(now)
-            self._gateway.doors.sweep(now)
+            try:
+                self._gateway.sessions.sweep(now)
+                self._gateway.doors.sweep(now)
+            except Exception:  # the boundary of the task: what it frees would grow for ever
+                log.exception("a sweep failed")
 
     async def _ask(self, what: str) -> dict[str, object] | None:
         """Query the broker in the gateway's own name; None when it does not answer in time."""

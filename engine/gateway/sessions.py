@@ -8,11 +8,12 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 
 import zmq
 
 from ...client import wire
-from ...client.errors import Conflict, EngineFailed, NotFound, WeftError
+from ...client.errors import Busy, Conflict, EngineFailed, NotFound, WeftError
 from ...client.limits import LIMITS
 from ...client.messages import (
     SPOKEN_VERSIONS,
@@ -30,11 +31,15 @@ from .doors import CLIENT, Door
 from .errors import failed_future
 from .futures import Answer, Future, Futures, Kept
 from .line import Line, Parts
+from .load import Load
 from .unnamed import Unnamed
 
 log = logging.getLogger(__name__)
 
+MAX_CLONE = 999_999_999
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
+_MAX_OPENING = 16  # sessions that are asked for at a time
+_MAX_QUEUED = 256  # and that wait for their turn
 
 
 class Session:
@@ -44,13 +49,14 @@ class Session:
         self.session_id = line.session_id
         self.tenant = tenant
         self.line = line
-        self.futures = Futures(kept)
+        # By the clock: cursors that a gateway before this one gave out are all lower.
+        self.futures = Futures(kept, cursor=time.time_ns() // 1000)
         self.last_heard = time.monotonic()
         self.unnamed = Unnamed()
-        self._events: dict[int | str, asyncio.Event] = {}  # of futures and of groups
+        self._bells: dict[int | str, asyncio.Future[None]] = {}  # of futures and of groups
         self._cards: dict[str, ModelCard] = {}  # of runs and samplers
         self._opening: dict[str, tuple[CreateSampler, asyncio.Future[Parts]]] = {}
-        self._clones: dict[str, set[int]] = {}  # numbers given to the clones of a sampler
+        self._clones = count(secrets.randbelow(MAX_CLONE))  # numbers given to clones of samplers
 
     def submit(
         self,
@@ -94,17 +100,23 @@ class Session:
         """
         future = self.futures.find(number)
         if future.answer is None and timeout_s > 0:
-            since = time.monotonic()
-            self.line.wait_began(number, since)
+            line, since = self.line, time.monotonic()
+            line.wait_began(number, since)
             try:
-                await self._event(number, timeout_s)
+                await self._ring(number, timeout_s)
             finally:
-                self.line.wait_ended(number, since)
+                line.wait_ended(number, since)
         return future
 
     async def wait_group(self, group: str, timeout_s: float) -> None:
-        """Wait until a future of the group completes, so long at most."""
-        await self._event(group, timeout_s)
+        """Wait until a future of the group completes, so long at most.
+
+        Raises:
+            WeftError: `result_expired`, none ever will.
+        """
+        if not self.futures.is_awaited(group):
+            raise WeftError("nothing is under way there, or its results are gone", "result_expired")
+        await self._ring(group, timeout_s)
 
     async def card(self, what: str, subject: str) -> ModelCard:
         """The base model of a run or sampler.
@@ -153,14 +165,9 @@ class Session:
             number = self.line.new_number()
             self.line.send([CloseSampler(request_id=number, sampler_id=name)], [()])
 
-    def new_clone(self, sampler_id: str) -> int:
+    def new_clone(self) -> int:
         """A number for one more client of a sampler, from 1 to 999,999,999."""
-        taken = self._clones.setdefault(sampler_id, set())
-        number = 1 + secrets.randbelow(999_999_999)
-        while number in taken:
-            number = 1 + secrets.randbelow(999_999_999)
-        taken.add(number)
-        return number
+        return 1 + next(self._clones) % MAX_CLONE
 
     def _answered(
         self, future: Future, convert: Callable[[Parts], Answer], sent: "asyncio.Future[Parts]"
@@ -178,17 +185,20 @@ class Session:
         self.unnamed.ended(_sampler_of(future.group))
         self.futures.settle(future.number, answer, time.monotonic())
         for key in (future.number, future.group):
-            event = self._events.pop(key, None)
-            if event is not None:
-                event.set()
+            bell = self._bells.pop(key, None)
+            if bell is not None:
+                bell.set_result(None)
 
-    async def _event(self, key: int | str, timeout_s: float) -> None:
-        event = self._events.setdefault(key, asyncio.Event())
-        try:
-            async with asyncio.timeout(timeout_s):
-                await event.wait()
-        except TimeoutError:
-            return
+    def wake(self) -> None:
+        """End all waits."""
+        while self._bells:
+            self._bells.popitem()[1].set_result(None)
+
+    async def _ring(self, key: int | str, timeout_s: float) -> None:
+        bell = self._bells.get(key)
+        if bell is None:
+            bell = self._bells[key] = asyncio.get_running_loop().create_future()
+        await asyncio.wait([bell], timeout=timeout_s)
 
 
 class Sessions:
@@ -198,16 +208,13 @@ class Sessions:
         self._context = context
         self._address = address
         self._sessions: dict[str, Session] = {}
-        self._attaching: dict[tuple[str, str], asyncio.Task[Session]] = {}
+        self._opening: dict[tuple[str, str], asyncio.Task[Session]] = {}  # by id and tenant
+        self._turns = asyncio.Semaphore(_MAX_OPENING)
         self.kept = Kept()
+        self.load = Load()
 
     def __len__(self) -> int:
         return len(self._sessions)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of requests without an answer."""
-        return sum(session.line.num_bytes for session in self._sessions.values())
 
     @property
     def num_futures(self) -> int:
@@ -216,9 +223,9 @@ class Sessions:
     async def create(self, door: Door, hello: Hello) -> Session:
         """Open a session; a repeat finds it open."""
         known = self._sessions.get(hello.session_id)
-        if known is not None and known.tenant == door.tenant:
+        if known is not None and known.tenant == door.tenant and not known.line.is_closed:
             return known
-        return await self._open(door, hello)
+        return await self._once(door, hello)
 
     async def find(self, door: Door, session_id: str) -> Session:
         """A session of the caller, whichever gateway or key opened it.
@@ -248,8 +255,15 @@ class Sessions:
             if now - session.last_heard > LIMITS["session_ttl_s"].default:
                 self.finish(session)
 
+    def wake(self) -> None:
+        """End all waits: the gateway stops."""
+        for session in self._sessions.values():
+            session.wake()
+
     def close(self) -> None:
         """Leave all sessions to the broker, for a gateway that comes after this one."""
+        for task in self._opening.values():
+            task.cancel()
         for session in self._sessions.values():
             session.line.drop()
         self._sessions.clear()
@@ -257,42 +271,50 @@ class Sessions:
     async def _attach(self, door: Door, session_id: str) -> Session:
         if not _SESSION_ID.fullmatch(session_id):
             raise _unknown(session_id)
-        key = (session_id, door.tenant)
-        task = self._attaching.get(key)
-        if task is None:
-            hello = Hello(
-                versions=list(SPOKEN_VERSIONS),
-                session_id=session_id,
-                api_key=door.key,
-                client=CLIENT,
-                must_exist=True,
-            )
-            task = self._attaching[key] = asyncio.create_task(self._open(door, hello))
-            task.add_done_callback(partial(self._attached, key))
+        hello = Hello(
+            versions=list(SPOKEN_VERSIONS),
+            session_id=session_id,
+            api_key=door.key,
+            client=CLIENT,
+            must_exist=True,
+        )
         try:
-            return await asyncio.shield(task)
+            return await self._once(door, hello)
         except WeftError as error:
             if error.code in ("session_expired", "conflict"):
                 raise _unknown(session_id) from None
             raise
 
-    def _attached(self, key: tuple[str, str], task: "asyncio.Task[Session]") -> None:
-        self._attaching.pop(key, None)
+    async def _once(self, door: Door, hello: Hello) -> Session:
+        """Open a session, or wait for whoever is opening it."""
+        key = (hello.session_id, door.tenant)
+        task = self._opening.get(key)
+        if task is None:
+            if len(self._opening) >= _MAX_QUEUED:
+                raise Busy(f"{len(self._opening)} sessions are being opened")
+            task = self._opening[key] = asyncio.create_task(self._open(door, hello))
+            task.add_done_callback(partial(self._opened, key))
+        return await asyncio.shield(task)
+
+    def _opened(self, key: tuple[str, str], task: "asyncio.Task[Session]") -> None:
+        del self._opening[key]
         if not task.cancelled():
             task.exception()  # whoever asked may be gone
 
     async def _open(self, door: Door, hello: Hello) -> Session:
-        line = Line(self._context, self._address, hello, self._lost)
-        try:
-            await line.request(Query(request_id=line.new_number(), what="capabilities"))
-        except BaseException:
-            line.drop()
-            raise
-        old = self._sessions.get(hello.session_id)
-        session = Session(door.tenant, line, self.kept)
-        if old is not None:  # its line was lost; what was answered can still be fetched
-            session.futures = old.futures
-        self._sessions[hello.session_id] = session
+        async with self._turns:
+            on_bytes = partial(self.load.add, door.tenant)
+            line = Line(self._context, self._address, hello, self._lost, on_bytes)
+            try:
+                await line.request(Query(request_id=line.new_number(), what="capabilities"))
+            except BaseException:
+                line.drop()
+                raise
+        session = self._sessions.get(hello.session_id)
+        if session is not None and session.tenant == door.tenant and hello.must_exist:
+            session.line = line  # the one before was lost; what was answered can still be fetched
+        else:
+            session = self._sessions[hello.session_id] = Session(door.tenant, line, self.kept)
         return session
 
     def _lost(self, line: Line, error: WeftError) -> None:

@@ -10,7 +10,8 @@ import msgspec
 from ...client.adam import check_adam
 from ...client.answers import read_forward_backward, read_result
 from ...client.batch import Part, build_parts
-from ...client.errors import BadRequest
+from ...client.errors import BadRequest, Busy
+from ...client.limits import limit
 from ...client.losses import fill_config, find_loss
 from ...client.messages import (
     Command,
@@ -36,6 +37,7 @@ from .sessions import Session
 T = TypeVar("T")
 
 DEFAULT_RANK = 32
+_MAX_WAITING = 2 * limit("unanswered")  # with numbers that are used up, for which nobody waits
 ALPHA = 32.0  # of every adapter; the SDK's config has no field for it
 
 
@@ -256,12 +258,18 @@ class _Numbered:
         if not 1 <= seq < 2**31:
             raise BadRequest(f"seq_id is {seq}, not at least 1")
         self._call.fields["run_id"] = run_id[:80]
-        self._place = _Place(await self._call.owner_of(run_id), run_id, seq)
+        session = await self._call.owner_of(run_id)
+        if len(session.line) >= _MAX_WAITING:
+            raise Busy(f"{len(session.line)} requests of the session wait for their answers")
+        self._place = _Place(session, run_id, seq)
         return self._place
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, BadRequest) and self._place is not None:
-            self._place.session.line.void(self._place.run_id, self._place.seq)
+        place = self._place
+        if not isinstance(error, BadRequest) or place is None:
+            return
+        if place.number not in place.session.futures:  # otherwise an earlier post has it
+            place.session.line.void(place.run_id, place.seq)
 
 
 def _command(
