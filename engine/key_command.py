@@ -44,7 +44,8 @@ def add_key_commands(
         "--tenant",
         default="",
         metavar="NAME",
-        help="whose key: a tenant's id or name, or the name of a new one; a new tenant unless given",
+        help="whose key: a tenant's id or name, or the name of a new one; a new tenant unless given; "
+        "the tenant operator may ask for metrics and status, and nothing else",
     )
     create.add_argument("--name", default="", metavar="TEXT", help="what the key is for")
     create.set_defaults(answer=_create)

@@ -25,11 +25,25 @@ def status_lines(address: str, status: Mapping[str, Any]) -> list[str]:
         ("lane", "runs", "waiting", "bytes", "usage"),
         [
             [lane["lane"], lane["runs"], lane["waiting"], lane["waiting_bytes"], _usage(lane)]
-            for lane in status["lanes"]
+            for lane in status.get("lanes", ())
+        ],
+    )
+    lines += _table(  # what the operator is told instead
+        ("tenant", "sessions", "runs", "waiting", "bytes", "usage"),
+        [
+            [
+                tenant["tenant"],
+                tenant["sessions"],
+                tenant["runs"],
+                tenant["waiting"],
+                tenant["waiting_bytes"],
+                _usage(tenant),
+            ]
+            for tenant in status.get("tenants", ())
         ],
     )
     if status["next"] >= 0:
-        lines.append("more lanes follow")
+        lines.append("more follow")
     return lines
 
 
@@ -55,8 +69,8 @@ def _share(outstanding: int, credit: int) -> str:
     return f"{100 * outstanding / credit:.0f} %" if credit else "-"
 
 
-def _usage(lane: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {amount:,}" for name, amount in sorted(lane["usage"].items())) or "-"
+def _usage(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {amount:,}" for name, amount in sorted(row["usage"].items())) or "-"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

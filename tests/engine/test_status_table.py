@@ -72,5 +72,15 @@ def test_a_server_that_loads_says_how_far_it_is() -> None:
 
 
 def test_a_page_that_is_not_the_last_says_so() -> None:
-    assert lines(next=40)[-1] == "more lanes follow"
+    assert lines(next=40)[-1] == "more follow"
     assert lines(lanes=[{**LANE, "usage": {}}])[-1].endswith("  -")
+
+
+def test_the_operator_is_told_sums_of_tenants() -> None:
+    blue = {"tenant": "blue", "sessions": 2, "runs": 3, "waiting": 4, "waiting_bytes": 5}
+    sums = [{**blue, "usage": {"backward": 6}}]
+    told = lines(lanes=[], tenants=sums)
+    assert told[-2:] == [
+        "tenant  sessions  runs  waiting  bytes  usage",
+        "blue           2     3        4      5  backward 6",
+    ]
