@@ -19,7 +19,7 @@ def random_scoring(num_rows: int, seed: int) -> Scoring:
         top_R=rng.integers(0, 3, num_rows),
         alternatives_R=rng.integers(0, 4, num_rows),
         temperature_R=rng.random(num_rows),
-        streams_R=rng.integers(0, 2**63, num_rows).astype(np.uint64),
+        streams_R=np.full(num_rows, seed, np.uint64),  # as of the rows of one prompt
         positions_R=np.arange(num_rows),
     )
 
