@@ -1,5 +1,6 @@
 """Routes of training: each post becomes a command of the run, under the SDK's own number."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from ...client.messages import (
     CreateRun,
     ForwardBackward,
     LoadState,
+    ModelCard,
     OptimStep,
     SaveForSampler,
     SaveState,
@@ -31,12 +33,13 @@ from .call import PROTOBUF, Call, Reply, Route, json_reply
 from .futures import Answer
 from .line import Parts
 from .names import from_weft, future_id, request_number, to_weft
-from .passes import peek_pass, read_pass, write_pass
+from .passes import PassRequest, peek_pass, read_pass, write_pass
 from .sessions import Session
 
 T = TypeVar("T")
 
 DEFAULT_RANK = 32
+LARGE_BYTES = 1 << 18  # of a pass that is read in a thread; it takes some 4 ms
 _MAX_WAITING = 2 * limit("unanswered")  # with numbers that are used up, for which nobody waits
 ALPHA = 32.0  # of every adapter; the SDK's config has no field for it
 
@@ -130,10 +133,11 @@ async def get_info(call: Call) -> Reply:
 async def forward_backward(call: Call) -> Reply:
     """A forward_backward or a forward; refused ones use their number up."""
     async with _Numbered(call, peek_pass(call.body)) as place:
-        asked = read_pass(call.body)
         card = await place.session.card("run", place.run_id)
-        config = fill_config(find_loss(asked.loss_fn), asked.loss_fn_config)
-        parts = build_parts(asked.data, asked.loss_fn, card, config)
+        if len(call.body) <= LARGE_BYTES:
+            asked, config, parts = _read_parts(call.body, card)
+        else:  # others are not to wait for it
+            asked, config, parts = await asyncio.to_thread(_read_parts, call.body, card)
         number = place.number
         headers = [
             ForwardBackward(
@@ -155,6 +159,13 @@ async def forward_backward(call: Call) -> Reply:
         frames = [part.frames for part in parts]
         place.session.submit(headers, frames, partial(_write_pass, parts))
         return json_reply({"request_id": future_id(place.session.session_id, number)})
+
+
+def _read_parts(body: bytes, card: ModelCard) -> tuple[PassRequest, dict[str, float], list[Part]]:
+    """What a pass asks for, its options with their defaults, and its data as it is sent."""
+    asked = read_pass(body)
+    config = fill_config(find_loss(asked.loss_fn), asked.loss_fn_config)
+    return asked, config, build_parts(asked.data, asked.loss_fn, card, config)
 
 
 async def optim_step(call: Call) -> Reply:
