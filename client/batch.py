@@ -63,28 +63,40 @@ def build_parts(
     return cut_parts(build_columns(data, loss, card, fill_config(loss, config)))
 
 
-def pack_prompt(
-    tokens: NumpyArray, card: ModelCard, room: int, targets: PromptTargets | None = None
-) -> tuple[list[Array], list[memoryview]]:
-    """Validate and lay out a prompt.
+def check_prompt(num_tokens: int, card: ModelCard, room: int) -> None:
+    """Refuse a prompt of a length that cannot be.
 
     Args:
-        tokens: the prompt, at least one token.
+        num_tokens: of the prompt.
         card: the model that will read it.
         room: tokens that are to be drawn after it.
-        targets: tokens that are to be scored in place of its own.
 
     Raises:
-        BadRequest: as above.
+        BadRequest: it is empty, or over the context.
     """
-    if len(tokens) == 0:
+    if num_tokens == 0:
         raise BadRequest("the prompt is empty")
-    if len(tokens) + room > card.max_context:
+    if num_tokens + room > card.max_context:
         raise BadRequest(
-            f"prompt of {len(tokens)} tokens and max_tokens {room} exceed the context of "
+            f"prompt of {num_tokens} tokens and max_tokens {room} exceed the context of "
             f"{card.max_context}",
             "too_large",
         )
+
+
+def pack_prompt(
+    tokens: NumpyArray, card: ModelCard, targets: PromptTargets | None = None
+) -> tuple[list[Array], list[memoryview]]:
+    """Lay a prompt out.
+
+    Args:
+        tokens: the prompt.
+        card: the model that will read it.
+        targets: tokens that are to be scored in place of its own.
+
+    Raises:
+        BadRequest: a token id that is not in the vocabulary, or too much for one part.
+    """
     column = join_tokens(
         "prompt token", [tokens], card.vocab_size, lambda index: f"position {index}"
     )

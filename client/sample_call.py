@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .arguments import is_number, require_int, require_type, shown
-from .batch import pack_prompt
+from .batch import check_prompt, pack_prompt
 from .errors import BadRequest
 from .limits import limit
 from .messages import ModelCard, Sample
@@ -51,12 +51,11 @@ def build_sample(
     """
     require_type("prompt", prompt, ModelInput, "a ModelInput")
     _check_params(sampling_params, num_samples)
+    check_prompt(prompt.length, card, room=sampling_params.max_tokens or 1)
     targets = None
     if target_prompt_logprobs is not None:
         targets = read_prompt_targets(target_prompt_logprobs, prompt.length, card.vocab_size)
-    arrays, frames = pack_prompt(
-        prompt.to_numpy(), card, room=sampling_params.max_tokens or 1, targets=targets
-    )
+    arrays, frames = pack_prompt(prompt.to_numpy(), card, targets)
     stop_tokens, stop_strings = _stops(sampling_params.stop, card.vocab_size)
     if prompt_logprobs_last_n is not None:
         require_int("prompt_logprobs_last_n", prompt_logprobs_last_n, 1, max(prompt.length - 1, 1))

@@ -5,10 +5,12 @@ import pytest
 from fake_broker import CARD
 
 from weft.client.arrays import unpack_arrays
-from weft.client.batch import build_parts, pack_prompt
+from weft.client.batch import build_parts, check_prompt, pack_prompt
 from weft.client.errors import BadRequest
 from weft.client.limits import limit
 from weft.client.messages import ModelCard
+from weft.client.prompt_targets import read_prompt_targets
+from weft.client.tensor_data import TensorData
 from weft.client.types import Datum, ModelInput
 
 WIDE = ModelCard(name="wide", vocab_size=1 << 20, max_context=1 << 20, max_rank=256)
@@ -278,16 +280,38 @@ def test_a_datum_that_fits_no_part_is_refused_with_its_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "room", "message"),
+    ("length", "message"),
     [
-        pytest.param([], 1, "empty", id="empty"),
-        pytest.param([100], 1, "prompt token 100", id="vocabulary"),
-        pytest.param([1] * 60, 5, "60 tokens and max_tokens 5 exceed the context of 64", id="long"),
+        pytest.param(0, "empty", id="empty"),
+        pytest.param(60, "60 tokens and max_tokens 5 exceed the context of 64", id="long"),
     ],
 )
-def test_a_bad_prompt_is_refused(tokens: list[int], room: int, message: str) -> None:
+def test_a_prompt_of_a_bad_length_is_refused(length: int, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
-        pack_prompt(ModelInput.from_ints(tokens).to_numpy(), CARD, room)
+        check_prompt(length, CARD, room=5)
+
+
+def test_a_prompt_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(BadRequest, match="position 1: prompt token 100"):
+        pack_prompt(np.array([1, 100]), CARD)
+
+
+def test_targets_that_repeat_take_little_room() -> None:
+    targets = read_prompt_targets(TensorData(np.full((49, 1), 7)), 50, CARD.vocab_size)
+    arrays, frames = pack_prompt(np.arange(50), CARD, targets)
+    assert [array.encoding for array in arrays] == ["raw", "constant", "constant"]
+    assert len(frames) == 1
+    assert unpack_arrays(arrays, frames)["target_tokens"].tolist() == [7] * 49
+
+
+def test_a_prompt_and_targets_over_one_part_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    tokens, cells = rng.integers(0, 10**6, 150_000), rng.integers(0, 10**6, (149_999, 1))
+    targets = read_prompt_targets(TensorData(cells), 150_000, WIDE.vocab_size)
+    message = "prompt and target_prompt_logprobs of 1199996 bytes, at most 1000000"
+    with pytest.raises(BadRequest, match=message) as caught:
+        pack_prompt(tokens, WIDE, targets)
+    assert caught.value.code == "too_large"
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint16"])
