@@ -112,7 +112,8 @@ class Line:
             await asyncio.wait([answer], timeout=_PATIENCE_S)
             if not answer.done():
                 self._require_broker()
-        return read_result(answer.result())
+        parts = answer.result()
+        return read_result(parts) if parts else {}  # a cancel that was settled here has no parts
 
     def send(
         self, headers: Sequence[Request], frames: Sequence[Sequence[Buffer]]
