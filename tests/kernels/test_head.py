@@ -5,6 +5,7 @@ import torch
 
 from weft.kernels.head import (
     many_target_logprobs_,
+    pair_logprobs_,
     subtract_one_hot_,
     subtract_soft_targets_,
     target_logprobs_,
@@ -25,6 +26,16 @@ def test_logprobs_and_gradient_equal_the_oracle(scale: float) -> None:
     torch.testing.assert_close(logprobs.double(), expected.detach(), rtol=1e-6, atol=3e-7 * scale)
     found = -subtract_one_hot_(logits_TV, targets_T)
     torch.testing.assert_close(found.double(), gradient, rtol=1e-5, atol=3e-7 * scale)
+
+
+def test_any_pairs_have_the_bits_of_one_target_a_row() -> None:
+    logits_TV = 30 * torch.randn(4, 333, generator=torch.Generator().manual_seed(0))
+    rows, targets = torch.tensor([2, 0, 2, 3]), torch.tensor([332, 5, 5, 0])
+    alone = [
+        target_logprobs_(logits_TV[row : row + 1].clone(), targets[index : index + 1])
+        for index, row in enumerate(rows.tolist())
+    ]
+    assert torch.equal(pair_logprobs_(logits_TV.clone(), rows, targets), torch.cat(alone))
 
 
 def test_a_target_whose_probability_underflows_keeps_its_logprob() -> None:
