@@ -113,6 +113,9 @@ class ServiceClient:
 
         Requests and their times, tokens, steps, memory: the figures behind the gateway's
         `/metrics`, named as in `Query`. Counters only grow; differences of two answers are rates.
+
+        Raises:
+            Unauthorized: the server asks for API keys, and this is not its operator's.
         """
         return self._session.query("metrics")
 

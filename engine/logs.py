@@ -33,7 +33,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85, 0x2028, 
 
 
 def with_fields(**fields: Any) -> dict[str, Any]:
-    """The `extra` of a log call that has these fields; those that are None are left out.
+    """The `extra` of a log call that has these fields; None and "" are left out.
 
     Raises:
         ValueError: a name is one of `RESERVED`.
@@ -78,6 +78,7 @@ def set_up_logs(
     handler.addFilter(_is_ours_or_grave)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    logging.captureWarnings(form == "json")  # Python's own would be lines that are no JSON
 
 
 def add_log_options(parser: ArgumentParser) -> None:
@@ -150,7 +151,7 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     taken = RESERVED & fields.keys()
     if taken:
         raise ValueError(f"{min(taken)!r} is no name for a field of a log")
-    return {name: value for name, value in fields.items() if value is not None}
+    return {name: value for name, value in fields.items() if value not in (None, "")}
 
 
 def _plain(value: Any) -> Any:

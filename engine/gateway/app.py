@@ -49,7 +49,11 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
     request["tenant"] = door.tenant
     with door.used():
         load = gateway.sessions.load
-        body = await _read(request, load, door.tenant)
+        try:
+            body = await _read(request, load, door.tenant)
+        except WeftError as error:
+            gateway.counters.refused_body(error.code)
+            raise
         try:
             call = Call(
                 gateway=gateway,

@@ -22,7 +22,7 @@ class GatewayCounters:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()  # route, method, status
         self.durations: dict[str, Histogram] = {}  # s, by route
-        self.refused_bodies: Counter[str] = Counter()  # by reason, a word of the code
+        self.refused_bodies: Counter[str] = Counter()  # by code
         self.received_bytes = 0  # of bodies, as they came
         self.sent_bytes = 0
         self.parked_polls = 0
@@ -43,7 +43,7 @@ class GatewayCounters:
         self.sent_bytes += sent
 
     def refused_body(self, reason: str) -> None:
-        """Count a body that was not read to its end, or could not be."""
+        """Count a body that was not read to its end, or could not be; a code says why."""
         self.refused_bodies[reason] += 1
 
     def to_fields(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ GATEWAY: tuple[Figure, ...] = (
     counter("weft_gateway_sent_bytes", "Bodies sent, as they went.", at("sent_bytes")),
     counter(
         "weft_gateway_refused_bodies",
-        "Bodies that were not taken, such as too_large or malformed ones.",
+        "Bodies that were not taken, by the code of the error: too_large, malformed, busy, timeout.",
         each("refused_bodies"),
         "reason",
     ),

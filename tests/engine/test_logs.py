@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,13 +39,14 @@ def lines() -> Iterator[Lines]:
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     yield Lines()
+    logging.captureWarnings(False)
     root.setLevel(level)
     root.handlers[:] = handlers
 
 
 def test_a_line_of_json_has_time_level_logger_message_and_fields(lines: Lines) -> None:
     lines.begin(who="worker")
-    log.info("run %s ended", 3, extra=with_fields(run_id="r", seq=4, code=None))
+    log.info("run %s ended", 3, extra=with_fields(run_id="r", seq=4, code=None, tenant=""))
     (line,) = lines.objects
     assert line.pop("time").endswith("Z")
     assert line == {
@@ -148,6 +150,16 @@ def test_any_value_becomes_json(lines: Lines, value: Any) -> None:
     log.info("odd", extra=with_fields(value=value))
     (line,) = lines.objects
     assert line["value"] == str(value)
+
+
+def test_a_warning_of_python_is_a_line_too(lines: Lines) -> None:
+    lines.begin()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("it is deprecated", stacklevel=1)
+    (line,) = lines.objects
+    assert (line["logger"], line["level"]) == ("py.warnings", "WARNING")
+    assert "it is deprecated" in line["message"]
 
 
 def test_a_long_value_is_cut(lines: Lines) -> None:
