@@ -309,6 +309,7 @@ class Line:
 
     def _explained(self, numbers: tuple[int, ...], asked: "asyncio.Future[Parts]") -> None:
         self._link.asking.answered()
+        self._turn_soon()  # the next question may be due before anything else is
         if not asked.cancelled() and asked.exception() is None:
             self._link.explained(read_reasons(read_result(asked.result()), numbers))
 
