@@ -1,12 +1,13 @@
 """The checkpoints that exist, by path and owner, and when they expire."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from heapq import heapify, heappop, heappush
 
 from ...client.errors import NotFound
 from ...client.paths import parse_path
 from ..files.checkpoint import Checkpoint
+from .shelf import Shelf
 
 OUTDATED = 64  # expiries that may be out of date beside as many as there are checkpoints
 
@@ -16,9 +17,7 @@ class Catalog:
 
     def __init__(self) -> None:
         self._by_path: dict[str, Checkpoint] = {}
-        # Of a tenant, by run and path.
-        self._by_tenant: dict[str, dict[str, dict[str, Checkpoint]]] = {}
-        self._counts: Counter[str] = Counter()  # of each tenant
+        self._shelves: dict[str, Shelf] = {}  # of the tenants that have any
         self._owners: dict[str, Counter[str]] = {}  # of a session's id: tenants, how many they have
         self._expiries: list[tuple[float, str]] = []  # a heap; entries may be out of date
         self.locked: set[str] = set()  # paths whose file the store is changing, or will write
@@ -28,10 +27,8 @@ class Catalog:
         if checkpoint.path in self._by_path:
             self.remove(checkpoint.path)
         self._by_path[checkpoint.path] = checkpoint
-        self._counts[checkpoint.tenant] += 1
         run_id = parse_path(checkpoint.path).run_id
-        runs = self._by_tenant.setdefault(checkpoint.tenant, {})
-        runs.setdefault(run_id, {})[checkpoint.path] = checkpoint
+        self._shelves.setdefault(checkpoint.tenant, Shelf()).add(run_id, checkpoint)
         self._owners.setdefault(_session_of(run_id), Counter())[checkpoint.tenant] += 1
         if checkpoint.expires:
             heappush(self._expiries, (checkpoint.expires, checkpoint.path))
@@ -42,14 +39,11 @@ class Catalog:
     def remove(self, path: str) -> None:
         """Strike a checkpoint off."""
         checkpoint = self._by_path.pop(path)
-        self._counts[checkpoint.tenant] -= 1
-        runs = self._by_tenant[checkpoint.tenant]
         run_id = parse_path(path).run_id
-        del runs[run_id][path]
-        if not runs[run_id]:
-            del runs[run_id]
-        if not runs:
-            del self._by_tenant[checkpoint.tenant], self._counts[checkpoint.tenant]
+        shelf = self._shelves[checkpoint.tenant]
+        shelf.remove(run_id, checkpoint)
+        if not shelf.checkpoints:
+            del self._shelves[checkpoint.tenant]
         owners = self._owners[_session_of(run_id)]
         owners[checkpoint.tenant] -= 1
         if not owners[checkpoint.tenant]:
@@ -74,7 +68,7 @@ class Catalog:
 
     def count(self, tenant: str) -> int:
         """How many a tenant has."""
-        return self._counts.get(tenant, 0)
+        return len(self._shelf(tenant).checkpoints)
 
     def __len__(self) -> int:
         return len(self._by_path)
@@ -108,18 +102,20 @@ class Catalog:
 
     def runs(self, tenant: str) -> Collection[str]:
         """The ids of the runs that a tenant has checkpoints of."""
-        return self._by_tenant.get(tenant, {}).keys()
+        return self._shelf(tenant).by_run.keys()
+
+    def runs_by_time(self, tenant: str) -> Sequence[tuple[float, str]]:
+        """The time of the newest checkpoint of each of these runs and its id, oldest first."""
+        return self._shelf(tenant).runs
 
     def of(self, tenant: str, run_id: str = "") -> list[Checkpoint]:
         """A tenant's checkpoints, of one run or of all, newest first."""
-        runs = self._by_tenant.get(tenant, {})
-        found = [runs.get(run_id, {})] if run_id else list(runs.values())
-        return sorted((checkpoint for run in found for checkpoint in run.values()), key=_newest)
+        shelf = self._shelf(tenant)
+        return (shelf.by_run.get(run_id, []) if run_id else shelf.checkpoints)[::-1]
+
+    def _shelf(self, tenant: str) -> Shelf:
+        return self._shelves.get(tenant) or Shelf()
 
 
 def _session_of(run_id: str) -> str:
     return run_id.partition(":")[0]
-
-
-def _newest(checkpoint: Checkpoint) -> tuple[float, str]:
-    return -checkpoint.created, checkpoint.path

@@ -4,7 +4,6 @@ Something is told of as long as anything of it is left: a run whose worker and s
 its checkpoints, and a session its runs. Lists begin with what was used or made last.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -30,9 +29,8 @@ class Holdings:
     def runs(self, session: Session, query: Query) -> dict[str, Any]:
         """The runs, latest request first."""
         tenant = session.tenant
-        times = {run_id: self._last_used(run_id, tenant) for run_id in self._run_ids(tenant)}
-        latest = sorted(times, key=lambda run_id: (-times[run_id], run_id))
-        return page("runs", latest, lambda run_id: self._describe_run(run_id, tenant), query)
+        latest = sorted(self._runs(tenant), reverse=True)
+        return page("runs", latest, lambda run: self._describe_run(run[1], tenant), query)
 
     def run(self, session: Session, query: Query) -> dict[str, Any]:
         """The run `subject`; of one that never came to be, why."""
@@ -58,20 +56,27 @@ class Holdings:
 
     def sessions(self, session: Session, query: Query) -> dict[str, Any]:
         """The sessions, latest first."""
-        known = self._sessions(session.tenant)
-        latest = sorted(known.values(), key=lambda one: (-one.opened, one.session_id))
-        return page("sessions", latest, _describe_session, query)
+        tenant = session.tenant
+        known = {**self._begun(tenant), **self._remembered(tenant)}
+        latest = sorted(known.items(), key=lambda one: (one[1].opened, one[0]), reverse=True)
+        return page("sessions", latest, lambda one: _describe_session(*one), query)
 
     def session(self, session: Session, query: Query) -> dict[str, Any]:
         """The session `subject`, with a list of its runs and samplers."""
-        known = self._sessions(session.tenant).get(query.subject)
+        session_id, tenant = query.subject, session.tenant
+        own_runs, own_samplers = f"{session_id}:train:", f"{session_id}:sample:"
+        latest = sorted(self._runs(tenant), reverse=True)
+        runs = [run for run in latest if run[1].startswith(own_runs)]
+        known = self._remembered(tenant).get(session_id)
+        if known is None and runs:
+            known = PastSession(opened=runs[-1][0])
         if known is None:
-            raise NotFound(f"no session {query.subject[:80]!r}")
-        told = trimmed(_describe_session(known), PAGE_BYTES // 2)
-        run_ids = _of_session(self._run_ids(session.tenant), known.session_id)
-        sampler_ids = _of_session(self._samplers(session.tenant), known.session_id)
-        ids, rest = cut([*run_ids, *sampler_ids], str, query, PAGE_BYTES // 2)
-        num_runs = max(len(run_ids) - query.offset, 0)
+            raise NotFound(f"no session {session_id[:80]!r}")
+        told = trimmed(_describe_session(session_id, known), PAGE_BYTES // 2)
+        samplers = [name for name in self._samplers(tenant) if name.startswith(own_samplers)]
+        both = [run_id for _, run_id in runs] + samplers[::-1]
+        ids, rest = cut(both, str, query, PAGE_BYTES // 2)
+        num_runs = max(len(runs) - query.offset, 0)
         return {**told, "run_ids": ids[:num_runs], "sampler_ids": ids[num_runs:], **rest}
 
     def sampler(self, session: Session, query: Query) -> dict[str, Any]:
@@ -81,11 +86,14 @@ class Holdings:
             raise NotFound(f"no sampler {query.subject[:80]!r}")
         return asdict(sampler)
 
-    def _run_ids(self, tenant: str) -> set[str]:
-        """All runs but those that never came to be."""
-        runs = self._books.runs.values()
-        own = {run.run_id for run in runs if run.tenant == tenant and not _is_stillborn(run)}
-        return own.union(self._books.catalog.runs(tenant))
+    def _runs(self, tenant: str) -> list[tuple[float, str]]:
+        """When each run was last used and its id, without those that never came to be."""
+        own = [run for run in self._books.runs.values() if run.tenant == tenant]
+        live = {run.run_id: self._last_used(run) for run in own if not _is_stillborn(run)}
+        saved = self._books.catalog.runs_by_time(tenant)
+        return [one for one in saved if one[1] not in live] + [
+            (time, run_id) for run_id, time in live.items()
+        ]
 
     def _live(self, run_id: str, tenant: str) -> Run | None:
         run = self._books.runs.get(run_id)
@@ -93,12 +101,8 @@ class Holdings:
             return None
         return None if _is_stillborn(run) and run_id in self._books.catalog.runs(tenant) else run
 
-    def _last_used(self, run_id: str, tenant: str) -> float:
-        """Seconds since the epoch."""
-        run = self._live(run_id, tenant)
-        if run is not None:
-            return run.last_used + self._books.wall_offset
-        return self._books.catalog.of(tenant, run_id)[0].created
+    def _last_used(self, run: Run) -> float:
+        return run.last_used + self._books.wall_offset
 
     def _describe_run(self, run_id: str, tenant: str) -> dict[str, Any]:
         saved = self._books.catalog.of(tenant, run_id)
@@ -106,24 +110,27 @@ class Holdings:
         return {
             **(_describe_saved(saved[0]) if run is None else _describe_live(run)),
             "owner": tenant,
-            "last_request_time": self._last_used(run_id, tenant),
+            "last_request_time": saved[0].created if run is None else self._last_used(run),
             "last_checkpoint": _last(saved, "weights"),
             "last_sampler_checkpoint": _last(saved, "sampler_weights"),
         }
 
-    def _sessions(self, tenant: str) -> dict[str, PastSession]:
-        """By id: the open ones, those that are remembered, and those of which a run is left."""
-        begun: dict[str, float] = {}
-        for run_id in self._run_ids(tenant):
-            session_id, time = run_id.partition(":")[0], self._last_used(run_id, tenant)
-            begun[session_id] = min(begun.get(session_id, time), time)
-        left = {name: PastSession(session_id=name, opened=time) for name, time in begun.items()}
+    def _remembered(self, tenant: str) -> dict[str, PastSession]:
+        """The sessions that are open, and the last that have ended, by id."""
         opened = {
             name: PastSession.of(session, self._books.wall_offset)
             for name, session in self._books.sessions.by_id.items()
             if session.tenant == tenant
         }
-        return {**left, **self._books.past_sessions.of(tenant), **opened}
+        return {**self._books.past_sessions.of(tenant), **opened}
+
+    def _begun(self, tenant: str) -> dict[str, PastSession]:
+        """The sessions of which runs are left, opened when the first of these was last used."""
+        begun: dict[str, float] = {}
+        for time, run_id in self._runs(tenant):
+            session_id = run_id.partition(":")[0]
+            begun[session_id] = min(begun.get(session_id, time), time)
+        return {session_id: PastSession(opened=time) for session_id, time in begun.items()}
 
     def _samplers(self, tenant: str) -> dict[str, PastSampler]:
         samplers = self._books.samplers.values()
@@ -183,10 +190,5 @@ def _last(saved: list[Checkpoint], kind: str) -> dict[str, Any] | None:
     return None if newest is None else trimmed(newest, LAST_BYTES)
 
 
-def _describe_session(session: PastSession) -> dict[str, Any]:
-    return {**asdict(session), "tags": list(session.tags)}
-
-
-def _of_session(ids: Iterable[str], session_id: str) -> list[str]:
-    own = (name for name in ids if name.partition(":")[0] == session_id)
-    return sorted(own, key=lambda name: int(name.rpartition(":")[2]), reverse=True)
+def _describe_session(session_id: str, session: PastSession) -> dict[str, Any]:
+    return {"session_id": session_id, **asdict(session), "tags": list(session.tags)}

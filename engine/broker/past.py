@@ -40,7 +40,6 @@ class Past(Generic[T]):
 class PastSession:
     """What is told of a session."""
 
-    session_id: str
     opened: float  # seconds since the epoch
     is_ended: bool = True
     display_name: str = ""
@@ -51,7 +50,6 @@ class PastSession:
     def of(cls, session: Session, wall_offset: float) -> "PastSession":
         """What is to be told of a session, open or just ended."""
         return cls(
-            session_id=session.session_id,
             opened=session.opened + wall_offset,
             is_ended=session.is_ended,
             display_name=session.display_name,

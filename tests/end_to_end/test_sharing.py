@@ -126,7 +126,7 @@ def test_runs_and_sessions_of_before_a_restart_are_told_by_what_was_saved(
         assert told.last_checkpoint is not None
         assert (told.last_checkpoint.tinker_path, told.last_checkpoint.public) == (state, True)
         found = rest.get_session(session_id).result(60)
-        assert (found.is_ended, found.training_run_ids[-1]) == (True, run.model_id)
+        assert (found.is_ended, found.training_run_ids[0]) == (True, run.model_id)
         ids = [one.training_run_id for one in rest.list_training_runs().result(60).training_runs]
         assert ids == [run.model_id, copy.split("/")[2]]
         assert rest.list_sessions().result(60).sessions[-1] == session_id

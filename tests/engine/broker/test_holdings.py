@@ -209,7 +209,7 @@ def test_a_session_says_what_it_is_and_has() -> None:
         "display_name": "Mine",
         "tags": ["x", "y"],
         "user_metadata": {"who": "me"},
-        "run_ids": [run_id(10), run_id(7), run_id(2)],
+        "run_ids": [run_id(10), run_id(2), run_id(7)],
         "sampler_ids": [SAMPLER],
         "next": -1,
         "total": 4,
@@ -222,7 +222,7 @@ def test_a_session_says_what_it_is_and_has() -> None:
 def test_what_a_session_has_comes_in_pages(
     offset: int, runs: list[int], samplers: list[int]
 ) -> None:
-    bench = restarted(saved(4), saved(5))
+    bench = restarted(saved(4, created=1.0), saved(5, created=2.0))
     bench.hello(SESSION, OTHER_CLIENT)
     bench.say(create_sampler(2), peer=OTHER_CLIENT)
     page = ask(bench, "session", SESSION, offset=offset, limit=2)
@@ -244,19 +244,27 @@ def test_a_session_of_which_checkpoints_are_left_is_told() -> None:
     bench = restarted(saved(0, created=5.0), saved(1, created=3.0))
     found = ask(bench, "session", SESSION)
     assert (found["opened"], found["is_ended"]) == (3.0, True)
-    assert found["run_ids"] == [run_id(1), RUN]
+    assert found["run_ids"] == [RUN, run_id(1)]
     listed = [entry["session_id"] for entry in ask(bench, "sessions")["sessions"]]
     assert listed == [OTHER, SESSION]
 
 
 def test_a_session_with_more_runs_than_fit_is_told_in_pages() -> None:
-    bench = restarted(*(saved(n) for n in range(2000)))
+    bench = restarted(*(saved(n, created=float(n)) for n in range(2000)))
     found, offset = [], 0
     while offset >= 0:
         page = ask(bench, "session", SESSION, offset=offset)
         found += page["run_ids"]
         offset = page["next"]
     assert found == [run_id(n) for n in reversed(range(2000))]
+
+
+@pytest.mark.parametrize("subject", ["", SESSION[:31], RUN, f"{SESSION}:train"])
+def test_a_part_of_an_id_is_no_session(subject: str) -> None:
+    bench = restarted(saved(0))
+    assert told(bench.say(Query(request_id=9, what="session", subject=subject))) == [
+        (9, "not_found")
+    ]
 
 
 # Samplers.
