@@ -1,15 +1,21 @@
-"""The figures of a running engine: they are those of the work done, and never run backwards."""
+"""The figures of a running server: they are those of the work done, and never run backwards."""
 
+import json
 import os
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
 from tenants import make_data, train
 
 from weft.client import ModelInput, SamplingParams, ServiceClient
 from weft.engine import Engine
+from weft.engine.serving import Server
 
 WAIT_S = 60.0
 PROMPT = ModelInput.from_ints([1, 2, 3])
@@ -41,10 +47,11 @@ def test_tokens_steps_and_requests_are_those_that_were_asked_for(model_path: str
             train(run, 1, 3)
         sampler = service.create_sampling_client(base_model=model_path)
         drawn = sampler.sample(PROMPT, 2, SamplingParams(max_tokens=5)).result(WAIT_S).sequences
-        told = figures(service, lambda told: told["work"]["tokens"]["decoded"] > 0)
+        decoded = sum(len(sequence.tokens) for sequence in drawn)
+        told = figures(service, lambda told: told["work"]["tokens"]["decoded"] >= decoded)
     trained = 2 * 3 * sum(datum.model_input.length for datum in make_data(1))
     tokens = {"trained": trained, "forward": 0, "prefill": 3}
-    assert told["work"]["tokens"] == tokens | {"decoded": sum(len(s.tokens) for s in drawn)}
+    assert told["work"]["tokens"] == tokens | {"decoded": decoded}
     assert 3 <= told["work"]["steps"]["train"] <= 6
     assert told["work"]["tenants"]["train"]["sum"] == 6
     assert sum(told["work"]["tenants"]["train"]["counts"]) == told["work"]["steps"]["train"]
@@ -70,3 +77,36 @@ def test_no_counter_runs_backwards_when_a_worker_is_started_again(model_path: st
     assert (after["work"]["steps"]["optimizer"], after["runs_lost"]) == (3, 1)
     assert after["work"]["tokens"]["trained"] * 2 == before["work"]["tokens"]["trained"] * 3
     assert after["memory"]["used"]["runs"] == 1
+
+
+def fetch(url: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    """Status and body of an answer to a GET, or a POST when there is a body."""
+    request = urllib.request.Request(url, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_a_scrape_tells_of_engine_and_gateway_without_a_key(model_path: str) -> None:
+    with Server(model_path, http="127.0.0.1:0", memory_bytes=1 << 30) as server:
+        assert fetch(f"{server.url}/healthz") == (200, '{"status":"ok"}')
+        status, ready = fetch(f"{server.url}/readyz")
+        assert (status, json.loads(ready)["models"]) == (200, [model_path])
+        bomb = {"Content-Encoding": "zstd"}
+        assert fetch(f"{server.url}/api/v1/create_session", b"no frame", **bomb)[0] == 400
+        _, text = fetch(f"{server.url}/metrics")
+    found = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["weft_broker_up",] == found["weft_ready",] == 1
+    assert found["weft_build_info", version("weft")] == 1
+    assert found["weft_workers", "ready"] == 1
+    route = "/api/v1/create_session"
+    assert sum(n for key, n in found.items() if key[0] == "weft_gateway_refused_bodies_total") == 1
+    assert found["weft_gateway_requests_total", route, "400", "POST"] == 1
+    assert found["weft_gateway_request_duration_seconds_count", "/readyz"] == 1
