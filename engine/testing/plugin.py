@@ -43,7 +43,7 @@ def tinker_server(pytestconfig: pytest.Config) -> Iterator[LocalServer]:
             serving = local_server(model_of(pytestconfig), start_timeout_s=timeout_s)
             server = stack.enter_context(serving)
         except WeftError as error:
-            pytest.fail(str(error), pytrace=False)
+            pytest.fail(f"weft: {error}", pytrace=False)
         yield server
 
 
