@@ -92,6 +92,7 @@ def load_compute(
     num_pages = min(plan.num_pages, config.max_pages or MAX_PAGES)
     runs = RunTable(store, model.config.eos_token_ids)
     tokenizer_name = "" if tokenizer is None else str(source.directory)
+    threads = StepThreads(is_own_process and device.type == "cpu" and not config.is_deterministic)
     compute = Compute(
         network=network,
         scheduler=Scheduler(
@@ -102,9 +103,7 @@ def load_compute(
         generator=_generator(config, plan, model, store, num_pages, decode),
         controls=Controls(runs, CheckpointFiles(config.state_path), source.name, tokenizer_name),
         trace=trace,
-        threads=StepThreads(
-            is_own_process and device.type == "cpu" and not config.is_deterministic
-        ),
+        threads=threads,
         macs_per_row=float(max(site.in_features * site.out_features for site in model.sites)),
     )
     limits = ModelLimits(
@@ -115,6 +114,7 @@ def load_compute(
     )
     progress.report(WARMING)
     own = RunTable(store, model.config.eos_token_ids)
+    threads.prepare(0)
     warm_up(
         _trainer(config, plan, model, own, Trace()),
         _generator(config, plan, model, store, WARMING_PAGES, decode),

@@ -1,9 +1,9 @@
 """Do each kind of step once before anybody waits for it.
 
-What is loaded and initialised at first use (kernels, thread pools, autograd: 0.25 s of a first
-forward_backward of weft/tiny on a CPU, against 0.02 s of the next) is paid here. The run is our own
-and gone afterwards; trainer and generator are of this file's caller and used for nothing else, so no
-counter, page or state of the worker shows that it happened.
+What is loaded and initialised at first use is paid here: kernels, thread pools, the 480 modules that
+autograd imports. A first forward_backward of weft/tiny took 250 ms on a CPU, the next 20 ms. The run
+is our own and gone afterwards; trainer and generator are the caller's and used for nothing else, so
+no counter, page or state of the worker shows that it happened.
 """
 
 import logging
@@ -47,7 +47,6 @@ def warm_up(trainer: Trainer, generator: BaseGenerator, runs: RunTable, max_toke
     started = time.monotonic()
     num_tokens = min(NUM_TOKENS, max_tokens)
     try:
-        _sample(generator, None, num_tokens)
         run = _open(runs)
         try:
             _train(trainer, runs, num_tokens)
@@ -108,15 +107,15 @@ def _train(trainer: Trainer, runs: RunTable, num_tokens: int) -> None:
     step(runs.store, [(runs.run(RUN_ID).run, header)])
 
 
-def _sample(generator: BaseGenerator, run: Run | None, num_tokens: int) -> None:
+def _sample(generator: BaseGenerator, run: Run, num_tokens: int) -> None:
     request = SampleRequest(
         key=RUN_ID,
         tokens=np.zeros(num_tokens, np.int64),
-        num_samples=2,
+        num_samples=1,
         max_tokens=NUM_NEW_TOKENS,
         temperature=1.0,
         seed=0,
-        version=None if run is None else run.version,
+        version=run.version,
     )
     generator.submit(request)
     while generator.has_work:

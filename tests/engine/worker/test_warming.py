@@ -74,7 +74,7 @@ def test_it_trains_steps_and_samples(parts: Parts, monkeypatch: pytest.MonkeyPat
     )
     parts.warm_up()
     assert steps == [[True]]
-    assert parts.generator.num_decoded == 8  # two samples of two tokens, base and adapter
+    assert (parts.generator.num_prefilled, parts.generator.num_decoded) == (16, 2)
 
 
 def test_nothing_is_left(parts: Parts) -> None:
