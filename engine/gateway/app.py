@@ -15,7 +15,7 @@ from aiohttp import web
 from ...client.errors import BadRequest, EngineFailed, NotFound, WeftError
 from ...client.limits import LIMITS, limit
 from ...client.wire import Malformed
-from ..logs import with_fields
+from ..logs import log_fields, with_fields
 from .call import Call, Gateway, Reply, Route
 from .compression import decompress
 from .config import is_loopback
@@ -31,6 +31,9 @@ _BODY_S = LIMITS["body_s"].default
 _PIECE = 256 << 10  # bytes of a long response that are handed out at a time
 
 _GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
+_TENANT: web.RequestKey[str] = web.RequestKey("tenant", str)
+_FIELDS: web.RequestKey[dict[str, str]] = web.RequestKey("fields", dict[str, str])
+_RECEIVED: web.RequestKey[int] = web.RequestKey("received", int)  # bytes of the body
 
 
 def make_app(gateway: Gateway, routes: Sequence[Route]) -> web.Application:
@@ -46,8 +49,8 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
     """Admit, read, call."""
     gateway = request.app[_GATEWAY]
     door = await gateway.doors.admit(key_of(request))
-    request["tenant"] = door.tenant
-    with door.used():
+    request[_TENANT] = door.tenant
+    with door.used(), log_fields(tenant=door.tenant, method=route.method, route=route.path):
         load = gateway.sessions.load
         try:
             body = await _read(request, load, door.tenant)
@@ -65,7 +68,7 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
                 origin=gateway.public_url or f"{request.scheme}://{request.host}",
                 is_near=not gateway.public_url and is_loopback(request.remote or ""),
             )
-            request["fields"] = call.fields
+            request[_FIELDS] = call.fields
             reply = await route.handler(call)
         finally:
             load.add(door.tenant, -len(body))
@@ -118,7 +121,7 @@ async def _read(request: web.Request, load: Load, tenant: str) -> bytes:
                 load.take(tenant, len(piece))
                 taken += len(piece)
                 pieces.append(piece)
-        request["received"] = taken
+        request[_RECEIVED] = taken
         packed = b"".join(pieces)
         pieces.clear()
         body = decompress(packed, request.headers.get("Content-Encoding", ""), _MAX_BODY)
@@ -166,15 +169,15 @@ async def _answer(
         "status": response.status,
         "code": code,
         "duration_ms": round(duration_ms, 1),
-        "tenant": request.get("tenant", ""),
-        **request.get("fields", {}),
+        "tenant": request.get(_TENANT, ""),
+        **request.get(_FIELDS, {}),
     }
     request.app[_GATEWAY].counters.answered(
         str(fields["route"]) or UNMATCHED,
         request.method,
         response.status,
         duration_ms / 1000,
-        received=request.get("received", 0),
+        received=request.get(_RECEIVED, 0),
         sent=response.content_length or 0,
     )
     level = logging.INFO if response.status in (400, 401, 403) else logging.DEBUG
