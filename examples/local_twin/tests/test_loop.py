@@ -31,3 +31,13 @@ def test_a_seed_fixes_every_number(
 def test_a_prompt_is_not_trained_on() -> None:
     made = datum([1, 2, 3], [4, 5], [-0.5, -0.25], 2.0)
     np.testing.assert_array_equal(made.loss_fn_inputs["advantages"].to_numpy(), [0, 0, 2, 2])
+
+
+@pytest.mark.usefixtures("tinker_cwd")
+def test_a_sampler_finds_its_tokenizer_by_the_name_of_the_model(
+    service: tinker.ServiceClient, tinker_server: LocalServer
+) -> None:
+    tokenizer = (
+        service.create_sampling_client(base_model=tinker_server.model).result().get_tokenizer()
+    )
+    assert tokenizer.decode(tokenizer.encode("12+34=")) == "12+34="
