@@ -63,7 +63,7 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
                 door=door,
                 body=body,
                 parts=request.match_info,
-                query=request.query,
+                query=_query_of(request),
                 headers=request.headers,
                 origin=gateway.public_url or f"{request.scheme}://{request.host}",
                 is_near=not gateway.public_url and is_loopback(request.remote or ""),
@@ -80,6 +80,13 @@ def key_of(request: web.Request) -> str:
     """The API key of a request, "" when it has none."""
     bearer = request.headers.get("Authorization", "")
     return request.headers.get(KEY_HEADER) or bearer.removeprefix("Bearer ").strip()
+
+
+def _query_of(request: web.Request) -> dict[str, str]:
+    found = dict(request.query)
+    if len(found) != len(request.query):
+        raise BadRequest("a parameter of the URL is given twice")
+    return found
 
 
 def response_of(reply: Reply) -> web.Response:

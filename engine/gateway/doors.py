@@ -18,6 +18,7 @@ from ...client.messages import SPOKEN_VERSIONS, Hello, ModelCard, Query
 from .line import Line
 
 CLIENT = "weft-gateway/1"
+DOOR_TAG = "weft-gateway"  # of a session that is a key's own
 _MAX_DOORS = limit("doors")
 _WRONG_S = 2.0  # how long a wrong key stays wrong without another question
 _MAX_WRONG = 1024
@@ -129,6 +130,7 @@ class Doors:
             session_id=secrets.token_hex(16),
             api_key=key,
             client=CLIENT,
+            tags=[DOOR_TAG],
         )
         async with self._turns:
             line = Line(self._context, self._address, hello)

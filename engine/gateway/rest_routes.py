@@ -14,6 +14,7 @@ from ...client.paths import format_run_id, parse_path
 from ...client.ttl import check_ttl
 from . import bodies, shapes
 from .call import Call, Reply, Route, json_reply
+from .doors import DOOR_TAG
 from .errors import Unserved
 from .names import from_weft, to_weft
 from .queries import Page, Scope, read_query
@@ -95,9 +96,14 @@ async def copy_weights(call: Call) -> Reply:
 
 
 async def sessions(call: Call) -> Reply:
-    """The ids of the caller's sessions, a page."""
-    found, _ = await _page(call, "sessions")
-    return json_reply({"sessions": [entry["session_id"] for entry in found]})
+    """The ids of the caller's sessions, a page; those of keys at gateways are none of the SDK."""
+    asked = read_query(Page, call.query)
+    found = [
+        entry["session_id"]
+        for entry in await _all(call, "sessions", "")
+        if DOOR_TAG not in entry["tags"]
+    ]
+    return json_reply({"sessions": found[asked.offset :][: asked.limit]})
 
 
 async def session(call: Call) -> Reply:

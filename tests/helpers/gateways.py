@@ -78,6 +78,7 @@ class Stand:
         self.address = f"ipc://{folder}/front"
         self.keys = KeyStore(folder) if keyed else None
         self._folder = folder
+        self._key_ids: dict[str, str] = {}
         self.broker, self.worker = self._begin(hold)
         self.loop = Loop()
         config = GatewayConfig(
@@ -96,8 +97,23 @@ class Stand:
         """Somebody with a key, or with a new one of this tenant."""
         if tenant:
             assert self.keys is not None
-            key = self.keys.create(tenant)[1]
+            entry, key = self.keys.create(tenant)
+            self._key_ids[key] = entry.key_id
         return Caller(self.url, key)
+
+    def tenant(self, name: str) -> str:
+        """The id of a tenant that has a key."""
+        assert self.keys is not None
+        return next(key.tenant for key in self.keys.entries() if key.tenant_name == name)
+
+    def revoke(self, api_key: str) -> None:
+        """Revoke a key that `caller` made."""
+        assert self.keys is not None
+        self.keys.revoke(self._key_ids[api_key])
+
+    def broker_sessions(self) -> set[str]:
+        """Ids of the sessions that the broker has."""
+        return set(self.broker._core._books.sessions.by_id)
 
     def restart_gateway(self) -> None:
         """End the gateway, and start another on the same port."""
@@ -126,6 +142,7 @@ class Stand:
         self.loop.run(self.server.stop())
         self.loop.close()
         if self._has_broker:
+            self.worker.release()  # the broker waits for what it holds
             self.stop_broker()
         self.context.term()
 
