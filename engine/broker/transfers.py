@@ -106,7 +106,8 @@ class Transfers:
             self._storing.succeed(work, self._describe(transfer) | result.result)
 
         number = transfer.transfer_id
-        job = OpenState(number, record.path, header.form, header.unembed, header.base_model)
+        is_own = record.tenant == session.tenant
+        job = OpenState(number, record.path, header.form, header.unembed, header.base_model, is_own)
         self._storing.ask(job, opened)
 
     def read_part(self, session: Session, message: ClientMessage, header: ReadPart) -> None:

@@ -114,7 +114,7 @@ class JobRunner:
         try:
             record, contents = self._files.describe(job.path, handle)
             files = (
-                state_files(contents)
+                state_files(contents, None if job.is_own else _without_owner(record))
                 if job.form == "state"
                 else peft_files(record, contents, job.unembed, job.base_model)
             )
@@ -182,6 +182,10 @@ class JobRunner:
         if transfer is None:
             raise NotFound(f"no transfer {transfer_id}")
         return transfer
+
+
+def _without_owner(record: Checkpoint) -> Checkpoint:
+    return replace(record, tenant="", user_metadata={})
 
 
 def _record(job: ImportAdapter, adapter: Adapter) -> Checkpoint:

@@ -53,6 +53,7 @@ class OpenState(NamedTuple):
     form: str
     unembed: str
     base_model: str
+    is_own: bool = True  # otherwise nothing is sent of whose it is and what he noted beside it
 
 
 class ReadBytes(NamedTuple):

@@ -69,9 +69,14 @@ class Stream:
         return b"".join(parts)
 
 
-def state_files(contents: Contents) -> list[OutgoingFile]:
-    """A state as it is kept."""
-    return [OutgoingFile(STATE_NAME, (Span(0, contents.size),))]
+def state_files(contents: Contents, record: Checkpoint | None = None) -> list[OutgoingFile]:
+    """A state as it is kept, or with another record."""
+    if record is None:
+        return [OutgoingFile(STATE_NAME, (Span(0, contents.size),))]
+    entries = [(name, tensor.dtype, tensor.shape) for name, tensor in contents.tensors.items()]
+    header = make_header(entries, {**contents.metadata, **record.to_metadata()})
+    span = Span(contents.data_start, contents.size - contents.data_start)
+    return [OutgoingFile(STATE_NAME, (header, span))]
 
 
 def peft_files(

@@ -141,6 +141,15 @@ def test_the_path_of_a_public_checkpoint_tells_others_nothing_its_owner_noted() 
     assert (entry["base_model"], entry["public"], entry["user_metadata"]) == ("tiny", True, {})
 
 
+def test_a_public_checkpoint_is_sent_to_others_as_not_their_own() -> None:
+    bench = shared_bench(public=True)
+    header = OpenDownload(request_id=5, path=PATH, form="state")
+    own = [action.job for action in bench.say(header) if isinstance(action, StoreJob)]
+    others = [a.job for a in bench.say(header, peer=THEIRS) if isinstance(a, StoreJob)]
+    assert own == [OpenState(1, PATH, "state", "include", "", is_own=True)]
+    assert others == [OpenState(2, PATH, "state", "include", "", is_own=False)]
+
+
 def test_a_sampler_of_a_checkpoint_that_is_public_no_more_goes_on() -> None:
     bench = shared_bench(public=True)
     header = CreateSampler(request_id=5, sampler_id=f"{OTHER}:sample:0", model_path=PATH)

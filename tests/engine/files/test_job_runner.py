@@ -171,6 +171,20 @@ def test_who_may_read_a_state_is_kept_in_its_file(bench: Bench) -> None:
     }
 
 
+def test_a_state_is_sent_to_others_without_its_owner_and_notes(bench: Bench) -> None:
+    bench.upload(make_adapter(), tenant="local-1234", user_metadata={"secret": "note"})
+    opened = bench.runner.carry_out(OpenState(2, PATH, "state", "include", "", False))
+    ((_, size),) = opened.result["files"]
+    data = bench.runner.carry_out(ReadBytes(2, 0, size)).data
+    assert b"local-1234" not in data
+    assert b"secret" not in data
+    kept = load(bench.files.file(PATH).read_bytes())
+    assert {name: a.tobytes() for name, a in load(data).items()} == {
+        name: a.tobytes() for name, a in kept.items()
+    }
+    assert b'\\"rank\\": 2' in data
+
+
 def test_a_copy_is_its_owners_own_and_the_source_stays(bench: Bench) -> None:
     source = bench.upload(make_adapter(), ttl_s=60).record
     bench.runner.carry_out(PublishState(PATH, True))
