@@ -7,6 +7,7 @@ A request's headers must be complete, and a connection's next request have begun
 import asyncio
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = limit("connections")
 IDLE_S = LIMITS["idle_s"].default
 STALL_S = LIMITS["stall_s"].default
-REFUSED_S = 2.0  # until a refused connection is cut off
+REFUSED_S = 1.0  # until a refused connection is cut off
 _MAX_REFUSED = 256  # that are told so at a time
 
 
@@ -104,11 +105,16 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is no HTTP. Its bytes can hold a key: they are neither logged nor repeated."""
-        log.info("a request was no HTTP: %s", type(exc).__name__)
+        if request.writer.output_size:
+            raise ConnectionError("an answer broke off")
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.info("a request was no HTTP: %s", type(exc).__name__)
+            told = {"error": "this is not HTTP/1.1", "code": "malformed"}
+        else:
+            self.log_exception(exc_info=exc)
+            told = {"error": "a fault of the gateway", "code": "internal"}
         response = web.Response(
-            body=msgspec.json.encode({"error": "this is not HTTP/1.1", "code": "malformed"}),
-            status=status,
-            content_type="application/json",
+            body=msgspec.json.encode(told), status=status, content_type="application/json"
         )
         response.force_close()
         return response
