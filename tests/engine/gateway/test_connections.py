@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from asyncio import StreamReader as Reader
+from asyncio import StreamWriter as Writer
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -11,7 +13,6 @@ from aiohttp import web
 from weft.engine.gateway import connections as connections_module
 from weft.engine.gateway.connections import Connections
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Connect = Callable[[], Awaitable[tuple[Reader, Writer]]]
 Use = Callable[[Connections, Connect], Awaitable[None]]
 
@@ -157,7 +158,7 @@ def test_a_head_that_drips_is_ended() -> None:
 
 def test_a_reader_that_takes_nothing_is_cut_off() -> None:
     async def use(connections: Connections, connect: Connect) -> None:
-        reader, writer = await connect()
+        _, writer = await connect()
         writer.write(GET.replace(b"/ ", b"/long ", 1))
         await counted(connections, 1)
         await counted(connections, 0)
