@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = limit("connections")
 IDLE_S = LIMITS["idle_s"].default
 STALL_S = LIMITS["stall_s"].default
+LINGER_S = 2.0  # how long the rest of a refused body is read, for its sender to see the answer
 REFUSED_S = 1.0  # until a refused connection is cut off
 _MAX_REFUSED = 256  # that are told so at a time
 
@@ -73,6 +74,7 @@ class _Connection(web.RequestHandler):
             keepalive_timeout=idle_s,
             access_log=None,  # type: ignore[arg-type]  # none, as the runner would pass it
             auto_decompress=False,
+            lingering_time=LINGER_S,
         )
         self._others = others
         self._stall: asyncio.TimerHandle | None = None

@@ -7,7 +7,7 @@ import asyncio
 import http.client
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from sdk_protobuf import message_class
 from weft.engine.broker.key_store import KeyStore
 from weft.engine.broker.shell import Broker
 from weft.engine.files.store import CheckpointFiles
+from weft.engine.gateway.call import Route
 from weft.engine.gateway.config import GatewayConfig
+from weft.engine.gateway.routes import ROUTES
 from weft.engine.gateway.server import GatewayServer
 
 T = TypeVar("T")
@@ -68,11 +70,18 @@ class Stand:
         folder: for the broker's socket, files and keys.
         keyed: whether API keys are needed; `keys` makes them.
         hold: see `FakeWorker`.
+        routes: of the gateway.
         settings: of the gateway.
     """
 
     def __init__(
-        self, folder: Path, *, keyed: bool = False, hold: bool = False, **settings: Any
+        self,
+        folder: Path,
+        *,
+        keyed: bool = False,
+        hold: bool = False,
+        routes: Sequence[Route] = ROUTES,
+        **settings: Any,
     ) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
         self.address = f"ipc://{folder}/front"
@@ -84,7 +93,7 @@ class Stand:
         config = GatewayConfig(
             broker=self.address, listen="127.0.0.1:0", api_key=OPERATOR_KEY, **settings
         )
-        self.server = GatewayServer(config)
+        self.server = GatewayServer(config, routes=routes)
         self.loop.run(self.server.start())
         self.url = self.server.url
 
