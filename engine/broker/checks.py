@@ -141,8 +141,10 @@ def _check_create(books: Books, session: Session, header: CreateRun) -> None:
         raise BadRequest(f"create_run has number {header.seq}, not 0")
     model = create_model(books, session, header)
     if header.from_path:
+        if header.base_model in ("", model) or not books.workers.models():
+            return
         card = _card(books, header.base_model)
-        if card is not None and model not in (card.name, *card.aliases):
+        if card is None or model not in (card.name, *card.aliases):
             raise BadRequest(f"{header.from_path} belongs to {model!r}, not {header.base_model!r}")
         return
     if header.with_optimizer:
