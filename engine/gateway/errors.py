@@ -1,7 +1,8 @@
 """Errors as the official SDK gets them: a status with a body, or a future that has failed.
 
 The SDK repeats 408, 409, 429 and every 5xx for minutes, whatever a header says. What is final must
-have another status: a conflict is 422 here, and what is not served 400, not 501.
+have another status: a conflict is 422 here, and what is not served 400, not 501. Of 413 the SDK has
+no exception, so that what is too large is 400, too, which it raises as a BadRequestError.
 """
 
 import msgspec
@@ -10,7 +11,7 @@ from ...client.errors import CODES, BadRequest, WeftError, sentence
 
 RETRY_AFTER_S = 1.0
 _REPEATED = (408, 429, 500, 502, 503, 504)
-_FINAL = {409: 422, 507: 422}
+_FINAL = {409: 422, 413: 400, 507: 422}
 
 
 class Unserved(BadRequest):

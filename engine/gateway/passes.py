@@ -116,15 +116,14 @@ def _config(numbers: Mapping[str, float], values: Mapping[str, Values]) -> dict[
 
 
 def _datum(index: int, fields: Values) -> Datum:
-    for name in ("model_input_spans", "loss_fn_input_spans"):
-        if name in fields:
-            raise Unserved(f"datum {index}: {name} (provenance) is not served")
     try:
         tensors = {
             name: read_tensor(name, tensor)
             for name, tensor in fields.get("loss_fn_inputs", {}).items()
         }
-        return Datum(_model_input(fields.get("model_input", ())), tensors)
+        datum = Datum(_model_input(fields.get("model_input", ())), tensors)
+        _check_spans(datum, fields)
+        return datum
     except BadRequest as error:
         raise type(error)(f"datum {index}: {error}", error.code) from None
 
@@ -139,6 +138,29 @@ def _model_input(chunks: Sequence[Values]) -> ModelInput:
     if len(arrays) == 1:
         return ModelInput.from_ints(arrays[0])
     return ModelInput.from_ints(np.concatenate(arrays)) if arrays else ModelInput.empty()
+
+
+def _check_spans(datum: Datum, fields: Values) -> None:
+    """Refuse provenance that does not cover a datum; only `stable_reinforce` would read it.
+
+    Programs tell it whatever their loss: spans cover the tokens, and the targets, in order.
+    """
+    targets = datum.loss_fn_inputs.get("target_tokens")
+    rows = {
+        "model_input_spans": datum.model_input.length,
+        "loss_fn_input_spans": targets.shape[0] if targets is not None and targets.shape else 0,
+    }
+    if any(name in fields for name in rows):
+        for name, expected in rows.items():
+            spans: list[Values] = [next(iter(span.values()), {}) for span in fields.get(name, ())]
+            lengths = [span.get("length", 0) for span in spans]
+            lowest = min(
+                (min(span.get("offset", 0), span.get("length", 0)) for span in spans), default=0
+            )
+            if lowest < 0 or sum(lengths) != expected:
+                raise BadRequest(
+                    f"{name} of lengths {lengths[:16]} do not cover {expected} positions"
+                )
 
 
 def _check_outputs(data: Sequence[Datum]) -> None:

@@ -164,7 +164,7 @@ def unserved(what: str) -> Any:
         case "loss_id":
             message.loss_fn_config_v2["loss_id"].text = "x"
         case name:
-            getattr(datum, name).add().sampled_tokens.length = 1
+            raise AssertionError(name)
     return message
 
 
@@ -177,8 +177,6 @@ def unserved(what: str) -> Any:
         "dmel",
         "no kind",
         "loss_id",
-        "model_input_spans",
-        "loss_fn_input_spans",
     ],
 )
 def test_what_is_not_served_is_refused_by_name(what: str) -> None:
@@ -186,6 +184,38 @@ def test_what_is_not_served_is_refused_by_name(what: str) -> None:
     with pytest.raises(Unserved, match=what):
         read_pass(body)
     assert peek_pass(body) == ("m:train:0", 7)
+
+
+def spanned(input_lengths: list[int], target_lengths: list[int], offset: int = 0) -> bytes:
+    message = request()
+    datum = add_datum(message, [1, 2, 3], target_tokens=np.array([2, 3, 4]))
+    for length in input_lengths:
+        datum.model_input_spans.add().sampled_tokens.length = length
+    for length in target_lengths:
+        span = datum.loss_fn_input_spans.add().prompt_tokens
+        span.length, span.offset = length, offset
+    return bytes(message.SerializeToString())
+
+
+def test_provenance_that_covers_a_datum_is_taken() -> None:
+    assert len(read_pass(spanned([1, 2], [3], offset=7)).data) == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "offset", "named"),
+    [
+        pytest.param([1, 1], [3], 0, "model_input_spans", id="short"),
+        pytest.param([3], [3, 1], 0, "loss_fn_input_spans", id="long"),
+        pytest.param([3], [], 0, "loss_fn_input_spans", id="one-of-two"),
+        pytest.param([3], [3], -1, "loss_fn_input_spans", id="offset"),
+        pytest.param([4, -1], [3], 0, "model_input_spans", id="negative"),
+    ],
+)
+def test_other_provenance_is_refused(
+    inputs: list[int], targets: list[int], offset: int, named: str
+) -> None:
+    with pytest.raises(BadRequest, match=named):
+        read_pass(spanned(inputs, targets, offset))
 
 
 @pytest.mark.parametrize(
