@@ -1,4 +1,5 @@
-# make demo, make test: from a clone to a result. Everything lives in .venv.
+# make demo, make test: from a clone to a result. Everything lives in .venv, and in .sdk the official
+# SDK's environments.
 #
 # torch is pinned in constraints.txt. pip takes a CPU build where it finds one (a wheel in a
 # directory given by PIP_FIND_LINKS, or a package index given as TORCH_INDEX, for example PyTorch's
@@ -11,13 +12,28 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 SOURCES := client engine kernels bench examples tests
 
-.PHONY: demo test check format install mutants bench-quick bench gpu clean
+# Versions of the official SDK, each in an environment of its own under .sdk: the oldest that is
+# supported and the newest are always tested, those between by make sdk-all test-sdk. Beside the
+# newest lives Weft, for the tests of the local twin.
+SDK_OLDEST := 0.28.1
+SDK_BETWEEN := 0.30.4 0.33.1 0.36.0
+SDK_NEWEST := 0.38.0
+SDK_PIP := -m pip --disable-pip-version-check install -q --no-compile \
+	-c constraints.txt -c tests/sdk/constraints.txt
+
+.PHONY: demo test test-sdk sdk sdk-all check format install mutants bench-quick bench gpu clean
 
 demo: install
 	$(BIN)/weft demo
 
-test: install
+test: install sdk
 	$(BIN)/pytest -q
+	$(MAKE) test-sdk
+
+test-sdk: install sdk
+	@set -e; for pytest in .sdk/*/bin/pytest; do \
+		echo "$$pytest tests/sdk"; WEFT=$(BIN)/weft $$pytest -q tests/sdk; \
+	done
 
 check: install
 	$(BIN)/ruff check $(SOURCES)
@@ -56,5 +72,18 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 	$(PIP) -e '.[engine,gateway,dev,plot]'
 	@touch $@
 
+sdk: .sdk/$(SDK_OLDEST)/.installed .sdk/$(SDK_NEWEST)/.installed
+
+sdk-all: sdk $(SDK_BETWEEN:%=.sdk/%/.installed)
+
+.sdk/%/.installed: constraints.txt tests/sdk/constraints.txt tests/sdk/cookbook.txt
+	test -x .sdk/$*/bin/python || $(PYTHON) -m venv .sdk/$*
+	.sdk/$*/bin/python $(SDK_PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	.sdk/$*/bin/python $(SDK_PIP) tinker==$* pytest pytest-timeout
+	$(if $(filter $*,$(SDK_NEWEST)),.sdk/$*/bin/python $(SDK_PIP) -r tests/sdk/cookbook.txt)
+	$(if $(filter $*,$(SDK_NEWEST)),.sdk/$*/bin/python $(SDK_PIP) pytest-xdist -e '.[testing]')
+	$(if $(filter $*,$(SDK_NEWEST)),.sdk/$*/bin/python $(SDK_PIP) --no-deps tinker-cookbook==0.6.1)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .sdk build dist *.egg-info
