@@ -223,8 +223,12 @@ class Caller:
 
     def post(self, path: str, fields: Any, **headers: str) -> Answer:
         """Post JSON, or bytes as they are."""
+        return self.send("POST", path, fields, **headers)
+
+    def send(self, method: str, path: str, fields: Any, **headers: str) -> Answer:
+        """Send JSON, or bytes as they are."""
         body = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
-        return self.call("POST", f"/api/v1/{path}", body, headers)
+        return self.call(method, f"/api/v1/{path}", body, headers)
 
     def session(self, **headers: str) -> str:
         """A new session."""
