@@ -5,7 +5,6 @@ A route that is not in the table makes a test fail.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
