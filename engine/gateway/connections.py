@@ -6,7 +6,6 @@ A request's headers must be complete, and a connection's next request have begun
 
 import asyncio
 import logging
-from collections.abc import Callable
 from http import HTTPStatus
 
 import msgspec
@@ -41,59 +40,63 @@ class Connections:
         idle_s: float = IDLE_S,
         stall_s: float = STALL_S,
     ) -> None:
-        self._server = server
-        self._max = max_connections
-        self._idle_s = idle_s
-        self._stall_s = stall_s
-        self._open: set[_Connection] = set()
-        self._num_refused = 0
+        self.server = server
+        self.max_connections = max_connections
+        self.idle_s = idle_s
+        self.stall_s = stall_s
+        self.served: set[_Connection] = set()
+        self.refused: set[_Connection] = set()
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.served)
 
     def __call__(self) -> asyncio.Protocol:
-        if len(self._open) < self._max:
-            return _Connection(self._server, self._open, self._idle_s, self._stall_s)
-        return _Refused(self._count_refused, self._num_refused < _MAX_REFUSED)
-
-    def _count_refused(self, change: int) -> None:
-        self._num_refused += change
+        return _Connection(self)
 
 
 class _Connection(web.RequestHandler):
-    """A connection that is served."""
+    """A connection that is served, or, over the limit, told so; what it says then is not read."""
 
-    __slots__ = ("_others", "_stall", "_stall_s")
+    __slots__ = ("_all", "_end")
 
-    def __init__(
-        self, server: web.Server, others: "set[_Connection]", idle_s: float, stall_s: float
-    ) -> None:
+    def __init__(self, all_of_them: Connections) -> None:
         super().__init__(
-            server,
+            all_of_them.server,
             loop=asyncio.get_running_loop(),
-            keepalive_timeout=idle_s,
+            keepalive_timeout=all_of_them.idle_s,
             access_log=None,  # type: ignore[arg-type]  # none, as the runner would pass it
             auto_decompress=False,
             lingering_time=LINGER_S,
         )
-        self._others = others
-        self._stall: asyncio.TimerHandle | None = None
-        self._stall_s = stall_s
+        self._all = all_of_them
+        self._end: asyncio.TimerHandle | None = None  # when it is cut off
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._others.add(self)
-        super().connection_made(transport)
+        # Not earlier: many can be accepted before any is made.
+        if len(self._all.served) < self._all.max_connections:
+            self._all.served.add(self)
+            super().connection_made(transport)
+        else:
+            assert isinstance(transport, asyncio.Transport)
+            self._refuse(transport)
 
     def connection_lost(self, error: BaseException | None) -> None:
-        self._others.discard(self)
         self._end_stall()
-        super().connection_lost(error)
+        if self in self._all.refused:
+            self._all.refused.remove(self)
+        else:
+            self._all.served.discard(self)
+            super().connection_lost(error)
+
+    def data_received(self, data: bytes) -> None:
+        if self not in self._all.refused:
+            super().data_received(data)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.transport is not None:
             loop = asyncio.get_running_loop()
-            self._stall = loop.call_later(self._stall_s, self.transport.abort)
+            self._end = loop.call_later(self._all.stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         self._end_stall()
@@ -126,35 +129,19 @@ class _Connection(web.RequestHandler):
         error = kwargs.get("exc_info")
         log.error("a connection failed: %s", type(error).__name__)
 
-    def _end_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-
-class _Refused(asyncio.Protocol):
-    """A connection over the limit: it is told so, and what it says is not read."""
-
-    def __init__(self, count: Callable[[int], None], is_told: bool) -> None:
-        self._count = count
-        self._is_told = is_told
-        self._end: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._count(1)
-        if not self._is_told:
+    def _refuse(self, transport: asyncio.Transport) -> None:
+        self._all.refused.add(self)
+        if len(self._all.refused) > _MAX_REFUSED:
             transport.abort()
             return
         transport.write(_TOO_MANY)
         # Closing at once would reset the connection, and the answer might be lost on its way.
-        loop = asyncio.get_running_loop()
-        self._end = loop.call_later(REFUSED_S, transport.abort)
+        self._end = asyncio.get_running_loop().call_later(REFUSED_S, transport.abort)
 
-    def connection_lost(self, error: BaseException | None) -> None:
-        self._count(-1)
+    def _end_stall(self) -> None:
         if self._end is not None:
             self._end.cancel()
+            self._end = None
 
 
 _BODY = msgspec.json.encode({"error": "too many connections are open", "code": "busy"})
