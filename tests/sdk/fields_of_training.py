@@ -1,5 +1,6 @@
 """Fields of the requests that train, save and load."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -96,19 +97,28 @@ ROWS = [0, 1, 2, 2, 2, 2, 2, 2, 2]
 LATER = [0, 0, 0, 0, 0, 0, 0, 1, 2]
 
 
-def _spanned(**span: Any) -> Any:
-    """A pass whose datum says where its tokens come from."""
-    n = len(WORDS) - 1
-    given = {"sequence_id": "somebody", "offset": 0, "length": n, **span}
+def _spanned(field: str, kind: type, **span: Any) -> Any:
+    """A pass whose datum says where its tokens come from, in one of two fields otherwise."""
+    usual = [types.PromptProvenanceSpan(sequence_id="somebody", length=len(WORDS) - 1)]
+    other = [kind(**{"sequence_id": "somebody", "length": len(WORDS) - 1, **span})]
+    spans = {"model_input_spans": usual, "loss_fn_input_spans": usual, field: other}
 
-    def call(bench: Bench) -> Any:
-        spans = [types.SampledProvenanceSpan(**given)]
-        return _passed(bench, data=[datum(WORDS).with_provenance(spans, spans)])
+    def call(bench: Bench, **options: Any) -> Any:
+        data = [dataclasses.replace(datum(WORDS), **spans)]
+        return _passed(bench, data=data, **options)
 
     return call
 
 
-SPANS = "model_input_spans|loss_fn_input_spans|provenance"
+def _only_for_stable_reinforce(kind: type, **span: Any) -> Check:
+    """It is taken, for programs send it with every loss; the loss that reads it is not served."""
+    call = _spanned("model_input_spans", kind, **span)
+
+    def check(bench: Bench) -> None:
+        assert len(call(bench).loss_fn_outputs) == 1
+        refused(lambda b: call(b, loss_fn="stable_reinforce"), "stable_reinforce")(bench)
+
+    return check
 
 
 def _command(kind: type, method: str, result: type, name: str, **defaults: Any) -> Any:
@@ -313,8 +323,13 @@ CASES: dict[str, Check] = {
     "Datum.loss_fn_inputs": refused(
         lambda b: _passed(b, data=[_with_inputs({"novelty": np.ones(15, np.float32)})]), "novelty"
     ),
-    "Datum.model_input_spans": refused(_spanned(), SPANS),
-    "Datum.loss_fn_input_spans": refused(_spanned(), SPANS),
+    "Datum.model_input_spans": refused(
+        _spanned("model_input_spans", types.SampledProvenanceSpan, length=3), "model_input_spans"
+    ),
+    "Datum.loss_fn_input_spans": refused(
+        _spanned("loss_fn_input_spans", types.SampledProvenanceSpan, length=3),
+        "loss_fn_input_spans",
+    ),
     "TensorData.data": changes(_call, _csr([0, 1], ROWS), _csr([0, 1], ROWS, (1.0, -2.0))),
     # The same numbers in wider words.
     "TensorData.dtype": tells(
@@ -385,12 +400,12 @@ CASES: dict[str, Check] = {
         lambda b: _made(b, _saved(b), weights_access_token="secret"), "weights_access_token"
     ),
     **{
-        f"{kind}.{field}": refused(_spanned(**value), SPANS)
-        for kind in ("PromptProvenanceSpan", "SampledProvenanceSpan")
-        for field, value in (
-            ("sequence_id", {"sequence_id": "x"}),
-            ("offset", {"offset": 3}),
-            ("length", {}),
+        f"{kind.__name__}.{field}": check
+        for kind in (types.PromptProvenanceSpan, types.SampledProvenanceSpan)
+        for field, check in (
+            ("sequence_id", _only_for_stable_reinforce(kind, sequence_id="another")),
+            ("offset", _only_for_stable_reinforce(kind, offset=3)),
+            ("length", refused(_spanned("model_input_spans", kind, length=9), "model_input_spans")),
         )
     },
 }

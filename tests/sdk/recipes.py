@@ -4,7 +4,6 @@ They run in a folder in which the model's name is also the path of its tokenizer
 """
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -37,7 +36,7 @@ class Recipe:
         try:
             status = self._process.wait(timeout=HANG_GUARD_S)
         finally:
-            self._process.kill()
+            self.kill()
         assert status == 0, self._said.read_text()[-4000:]
 
     def kill_when(self, has_come: Callable[[], bool]) -> None:
@@ -49,8 +48,12 @@ class Recipe:
                 assert time.monotonic() < deadline, self._said.read_text()[-4000:]
                 time.sleep(0.02)  # another program's files are all there is to look at
         finally:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        """Make sure that it has ended, without a word of its own."""
+        self._process.kill()
+        self._process.wait()
 
     def metrics(self) -> list[dict[str, Any]]:
         """A row for each step."""

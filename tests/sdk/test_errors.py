@@ -67,7 +67,7 @@ def test_a_failed_call_leaves_the_client_usable(trainer: Any) -> None:
 def test_a_finished_session_takes_no_more_work(server: Server, service: ServiceClient) -> None:
     finished = ServiceClient(base_url=server.url, api_key=server.key)
     model_id = settled(finished.create_lora_training_client("weft/tiny")).get_info().model_id
-    finished.close("success").result()
+    finished.close("success").result(timeout=30)
     with pytest.raises(tinker.NotFoundError, match=model_id.split(":")[0]):
         forward_backward(service.holder, model_id, 1, [datum("the red fox")])
 

@@ -1,7 +1,8 @@
 """Programs by others: recipes of the tinker-cookbook, a few steps each."""
 
 import importlib.resources
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,6 @@ from serving import Server
 
 pytest.importorskip("tinker_cookbook", reason="only beside the newest SDK")
 pytestmark = pytest.mark.timeout(300)
-
-Start = Callable[..., Recipe]
-
-
-@pytest.fixture
-def start(server: Server, home: Path, tmp_path: Path) -> Start:
-    """Start a recipe that logs into a folder of the test."""
-
-    def begin(name: str, **fields: Any) -> Recipe:
-        log = {"log_path": tmp_path / "log", "behavior_if_log_dir_exists": "resume"}
-        return Recipe(server, home, name, **log, **fields)
-
-    return begin
-
 
 ARITHMETIC = {
     "env": "arithmetic",
@@ -40,28 +27,15 @@ ARITHMETIC = {
 }
 
 
-def _steps(recipe: Recipe) -> list[dict[str, Any]]:
-    return [row for row in recipe.metrics() if "optim/kl_sample_train_v1" in row]
-
-
-def test_arithmetic_by_reinforcement(start: Start) -> None:
-    recipe = start("math_rl.train", **ARITHMETIC)
-    recipe.finish()
-    steps = _steps(recipe)
-    assert len(steps) == 3
-    # Samples and training agree on what was sampled.
-    assert all(abs(row["optim/kl_sample_train_v1"]) < 1e-2 for row in steps)
-    assert [row["name"] for row in recipe.checkpoints()] == ["000002", "final"]
-
-
-def test_arithmetic_off_policy(start: Start) -> None:
-    """Sampling goes on from old weights while new ones are trained."""
-    recipe = start("math_rl.train", **ARITHMETIC, max_steps_off_policy=1)
-    recipe.finish()
-    assert len(_steps(recipe)) == 3
-    assert recipe.checkpoints()[-1]["name"] == "final"
-
-
+GUESSING = {
+    "group_size": 2,
+    "batch_size": 1,
+    "learning_rate": 1e-3,
+    "max_tokens": 12,
+    "max_steps": 2,
+    "save_every": 0,
+    "eval_every": 0,
+}
 CONVERSATIONS = {
     "learning_rate": 1e-3,
     "lora_rank": 8,
@@ -74,22 +48,36 @@ CONVERSATIONS = {
 }
 
 
-def _losses(recipe: Recipe) -> dict[int, float]:
-    return {row["step"]: row["train_mean_nll"] for row in recipe.metrics()}
+@pytest.fixture(scope="module")
+def started(
+    server: Server, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Recipe]]:
+    """Recipes that run at the same time, beside the one that is killed."""
+    folder = tmp_path_factory.mktemp("recipes")
+    start = partial(Recipe, server, home)
+    running = {
+        "arithmetic": start("math_rl.train", log_path=folder / "arithmetic", **ARITHMETIC),
+        "off policy": start(
+            "math_rl.train", log_path=folder / "off_policy", max_steps_off_policy=1, **ARITHMETIC
+        ),
+        "guessing": start(
+            "multiplayer_rl.guess_number.train", log_path=folder / "guessing", **GUESSING
+        ),
+    }
+    yield running
+    for recipe in running.values():
+        recipe.kill()
 
 
-def _conversations() -> Path:
-    found = importlib.resources.files("tinker_cookbook") / "example_data" / "conversations.jsonl"
-    return Path(str(found))
-
-
-def test_conversations_are_learned_across_a_kill(start: Start) -> None:
-    fields = {**CONVERSATIONS, "dataset": _conversations()}
-    killed = start("chat_sl.train", **fields)
+def test_conversations_are_learned_across_a_kill(
+    started: dict[str, Recipe], server: Server, home: Path, tmp_path: Path
+) -> None:
+    fields = {**CONVERSATIONS, "dataset": _conversations(), "log_path": tmp_path / "log"}
+    killed = Recipe(server, home, "chat_sl.train", **fields)
     killed.kill_when(lambda: any(row["name"] == "000004" for row in killed.checkpoints()))
     before = _losses(killed)
     assert max(before) < 7
-    resumed = start("chat_sl.train", **fields)
+    resumed = Recipe(server, home, "chat_sl.train", **fields, behavior_if_log_dir_exists="resume")
     resumed.finish()
     after = _losses(resumed)
     assert sorted(after) == list(range(8))
@@ -99,18 +87,41 @@ def test_conversations_are_learned_across_a_kill(start: Start) -> None:
     assert resumed.checkpoints()[-1]["name"] == "final"
 
 
-def test_guessing_numbers_turn_by_turn(start: Start) -> None:
-    recipe = start(
-        "multiplayer_rl.guess_number.train",
-        group_size=2,
-        batch_size=1,
-        learning_rate=1e-3,
-        max_tokens=12,
-        max_steps=2,
-        save_every=0,
-        eval_every=0,
-    )
+def test_arithmetic_by_reinforcement(started: dict[str, Recipe]) -> None:
+    recipe = started["arithmetic"]
     recipe.finish()
-    rows = recipe.metrics()
-    assert any(row.get("env/all/turns_per_episode", 0) > 1 for row in rows), rows
+    steps = _steps(recipe)
+    assert len(steps) == 3
+    # Samples and training agree on what was sampled.
+    assert all(abs(row["optim/kl_sample_train_v1"]) < 1e-2 for row in steps)
+    assert [row["name"] for row in recipe.checkpoints()] == ["000002", "final"]
+
+
+def test_arithmetic_off_policy(started: dict[str, Recipe]) -> None:
+    """Sampling goes on from old weights while new ones are trained."""
+    recipe = started["off policy"]
+    recipe.finish()
+    assert len(_steps(recipe)) == 3
     assert recipe.checkpoints()[-1]["name"] == "final"
+
+
+def test_guessing_numbers_turn_by_turn(started: dict[str, Recipe]) -> None:
+    recipe = started["guessing"]
+    recipe.finish()
+    turns = [row["env/all/turns_per_episode"] for row in _steps(recipe)]
+    assert len(turns) == 2
+    assert min(turns) > 1
+    assert recipe.checkpoints()[-1]["name"] == "final"
+
+
+def _steps(recipe: Recipe) -> list[dict[str, Any]]:
+    return [row for row in recipe.metrics() if "optim/kl_sample_train_v1" in row]
+
+
+def _losses(recipe: Recipe) -> dict[int, float]:
+    return {row["step"]: row["train_mean_nll"] for row in recipe.metrics()}
+
+
+def _conversations() -> Path:
+    found = importlib.resources.files("tinker_cookbook") / "example_data" / "conversations.jsonl"
+    return Path(str(found))

@@ -17,7 +17,7 @@ def service(server: Any) -> Any:
         user_metadata=SESSION, display_name="a name", base_url=server.url, api_key=server.key
     )
     yield client
-    client.close("success").result(timeout=30)
+    client.close("success")
 
 
 @pytest.fixture
