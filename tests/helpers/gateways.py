@@ -147,6 +147,12 @@ class Stand:
         """Start another at the same address."""
         self.broker, self.worker = self._begin(hold=False)
 
+    def add_worker(self) -> None:
+        """Let another worker take the place of the one there is."""
+        self.worker.close()
+        address = self.broker.worker_address
+        self.worker = FakeWorker(self.context, address, worker_id="worker-1")
+
     def close(self) -> None:
         self.loop.run(self.server.stop())
         self.loop.close()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from weft.engine.gateway import futures, server
 from weft.engine.gateway.connections import Connections
 
 Build = Callable[..., Stand]
-Post = Callable[[str, Any], Awaitable[tuple[int, bytes]]]
+Post = Callable[[str, Any], Coroutine[Any, Any, tuple[int, bytes]]]
 
 
 def crowd(stand: Stand, key: str, what: Callable[[Post], Awaitable[Any]]) -> Any:
@@ -70,11 +70,10 @@ def test_two_thousand_samples_are_answered_and_leave_nothing_while_others_train(
 
     async def both(post: Post) -> None:
         storm = asyncio.create_task(sample_all(post, sampler_id, range(2000)))
-        seq = 0
         while not storm.done():
-            seq += 1
             began = time.monotonic()
-            await asyncio.to_thread(lambda: bob.result(bob.step(run_id, seq)))
+            posted = await asyncio.to_thread(bob.step, run_id, 1 + len(steps))
+            await asyncio.to_thread(bob.result, posted)
             steps.append(time.monotonic() - began)
         await storm
 
