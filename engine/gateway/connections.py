@@ -6,6 +6,8 @@ A request's headers must be complete, and a connection's next request have begun
 
 import asyncio
 import logging
+import resource
+from collections.abc import Callable
 from http import HTTPStatus
 
 import msgspec
@@ -21,6 +23,12 @@ STALL_S = LIMITS["stall_s"].default
 LINGER_S = 2.0  # how long the rest of a refused body is read, for its sender to see the answer
 REFUSED_S = 1.0  # until a refused connection is cut off
 _MAX_REFUSED = 256  # that are told so at a time
+
+
+def num_connections() -> int:
+    """How many connections there may be: half of the open files are for the lines to the broker."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 2)
 
 
 class Connections:
@@ -46,6 +54,7 @@ class Connections:
         self.stall_s = stall_s
         self.served: set[_Connection] = set()
         self.refused: set[_Connection] = set()
+        self.is_closed = False
 
     def __len__(self) -> int:
         return len(self.served)
@@ -53,11 +62,17 @@ class Connections:
     def __call__(self) -> asyncio.Protocol:
         return _Connection(self)
 
+    def close(self) -> None:
+        """Cut off those that are left, and those that were accepted and not yet made."""
+        self.is_closed = True
+        for connection in (*self.served, *self.refused):
+            connection.cut_off()
+
 
 class _Connection(web.RequestHandler):
     """A connection that is served, or, over the limit, told so; what it says then is not read."""
 
-    __slots__ = ("_all", "_end")
+    __slots__ = ("_all", "_end", "cut_off")
 
     def __init__(self, all_of_them: Connections) -> None:
         super().__init__(
@@ -70,14 +85,16 @@ class _Connection(web.RequestHandler):
         )
         self._all = all_of_them
         self._end: asyncio.TimerHandle | None = None  # when it is cut off
+        self.cut_off: Callable[[], None] = lambda: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.cut_off = transport.abort
         # Not earlier: many can be accepted before any is made.
-        if len(self._all.served) < self._all.max_connections:
+        if len(self._all.served) < self._all.max_connections and not self._all.is_closed:
             self._all.served.add(self)
             super().connection_made(transport)
         else:
-            assert isinstance(transport, asyncio.Transport)
             self._refuse(transport)
 
     def connection_lost(self, error: BaseException | None) -> None:
@@ -94,9 +111,7 @@ class _Connection(web.RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self.transport is not None:
-            loop = asyncio.get_running_loop()
-            self._end = loop.call_later(self._all.stall_s, self.transport.abort)
+        self._end = asyncio.get_running_loop().call_later(self._all.stall_s, self.cut_off)
 
     def resume_writing(self) -> None:
         self._end_stall()
@@ -131,12 +146,12 @@ class _Connection(web.RequestHandler):
 
     def _refuse(self, transport: asyncio.Transport) -> None:
         self._all.refused.add(self)
-        if len(self._all.refused) > _MAX_REFUSED:
+        if self._all.is_closed or len(self._all.refused) > _MAX_REFUSED:
             transport.abort()
             return
         transport.write(_TOO_MANY)
         # Closing at once would reset the connection, and the answer might be lost on its way.
-        self._end = asyncio.get_running_loop().call_later(REFUSED_S, transport.abort)
+        self._end = asyncio.get_running_loop().call_later(REFUSED_S, self.cut_off)
 
     def _end_stall(self) -> None:
         if self._end is not None:

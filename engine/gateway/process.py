@@ -7,6 +7,7 @@ python -P -m weft.engine.gateway.process   reads its settings as one line of JSO
 
 import asyncio
 import json
+import resource
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from ..logs import set_up_logs
 from .config import START_FAILED, GatewayConfig
 from .server import GatewayServer
 
+MAX_FILES = 16_384
+
 
 async def run_gateway(
     config: GatewayConfig, stopped: asyncio.Event, on_ready: Callable[[str], None]
@@ -27,6 +30,7 @@ async def run_gateway(
     Raises:
         WeftError: it cannot listen there.
     """
+    _raise_file_limit()
     server = GatewayServer(config, version("weft"))
     try:
         await server.start()
@@ -59,6 +63,14 @@ async def _run(config: GatewayConfig) -> None:
 
     threading.Thread(target=watch, name="weft-parent", daemon=True).start()
     await run_gateway(config, stopped, lambda url: _say({"url": url}))
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as connections and lines may need, as far as that is up to us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _say(fields: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from ...client.messages import Query
 from .app import make_app, response_of
 from .call import Gateway, Reply, Route, json_reply
 from .config import GatewayConfig, is_loopback
-from .connections import Connections
+from .connections import Connections, num_connections
 from .counters import GatewayCounters
 from .doors import Doors
 from .downloads import FileLinks
@@ -71,6 +71,7 @@ class GatewayServer:
             app, access_log=None, handler_cancellation=True, shutdown_timeout=STOP_S
         )
         self._listener: asyncio.Server | None = None
+        self._connections: Connections | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -81,10 +82,11 @@ class GatewayServer:
             await self._require_keys()
         await self._runner.setup()
         assert self._runner.server is not None
+        self._connections = Connections(self._runner.server, num_connections())
         handshake_s = None if tls is None else HANDSHAKE_S
         try:
             self._listener = await asyncio.get_running_loop().create_server(
-                Connections(self._runner.server),
+                self._connections,
                 host,
                 port,
                 ssl=tls,
@@ -107,6 +109,8 @@ class GatewayServer:
             self._listener.close()
         self._gateway.sessions.wake()
         await self._runner.cleanup()
+        if self._connections is not None:
+            self._connections.close()
         self._gateway.sessions.close()
         self._gateway.doors.close()
         self._context.destroy(linger=0)

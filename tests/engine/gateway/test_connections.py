@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 from asyncio import StreamReader as Reader
 from asyncio import StreamWriter as Writer
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from weft.engine.gateway import connections as connections_module
-from weft.engine.gateway.connections import Connections
+from weft.engine.gateway.connections import MAX_CONNECTIONS, Connections, num_connections
 
 Connect = Callable[[], Awaitable[tuple[Reader, Writer]]]
 Use = Callable[[Connections, Connect], Awaitable[None]]
@@ -74,6 +75,13 @@ async def is_ended(reader: Reader) -> bool:
 async def counted(connections: Connections, number: int) -> None:
     while len(connections) != number:
         await asyncio.sleep(0.001)
+
+
+def test_half_of_the_open_files_are_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    assert num_connections() == 512
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, -1))
+    assert num_connections() == MAX_CONNECTIONS
 
 
 def test_a_connection_is_served_again_and_again() -> None:

@@ -145,8 +145,8 @@ def test_a_caller_who_leaves_while_it_polls_is_let_go_and_finds_the_answer_later
 def test_idle_connections_are_limited_and_those_that_work_go_on(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = partial(Connections, max_connections=40, idle_s=1.0)
-    monkeypatch.setattr(server, "Connections", few)
+    monkeypatch.setattr(server, "Connections", partial(Connections, idle_s=1.0))
+    monkeypatch.setattr(server, "num_connections", lambda: 40)
     stand = build()
     worker = stand.caller()
     host, port = urlsplit(stand.url).netloc.split(":")
