@@ -20,23 +20,30 @@ def server() -> Iterator[LocalServer]:
         yield running
 
 
-def loop(service: ServiceClient) -> tuple[list[float], list[int], list[float]]:
-    """Train, sample, look: losses, tokens, logprobs."""
-    run = service.create_lora_training_client("weft/tiny", rank=4, seed=7)
-    losses = train(run, seed=3, steps=2)
+@pytest.fixture
+def service(server: LocalServer) -> Iterator[ServiceClient]:
+    with ServiceClient(base_url=server.address, api_key=server.api_key) as client:
+        yield client
+
+
+def numbers(service: ServiceClient, seed: int) -> list[list[float]]:
+    """Train, sample, look: losses, log-probabilities of samples and of data."""
+    run = service.create_lora_training_client("weft/tiny", rank=4, seed=seed)
+    losses = train(run, seed, steps=2)
     sampler = run.save_weights_and_get_sampling_client()
-    asked = SamplingParams(max_tokens=12, seed=5)
+    asked = SamplingParams(max_tokens=12, seed=seed)
     answer = sampler.sample(ModelInput.from_ints([65, 66]), 2, asked).result(60)
-    tokens = [token for each in answer.sequences for token in each.tokens]
-    return losses, tokens, logprobs(run).tolist()
+    return [losses, *(each.logprobs or [] for each in answer.sequences), logprobs(run).tolist()]
 
 
-def test_a_seed_fixes_every_bit(server: LocalServer) -> None:
-    seen = []
-    for _ in range(2):
-        with ServiceClient(base_url=server.address, api_key=server.api_key) as service:
-            seen.append(loop(service))
-    assert seen[0] == seen[1]
+def test_a_seed_fixes_every_bit_whoever_else_is_there(service: ServiceClient) -> None:
+    alone = numbers(service, 1)
+    crowd = service.create_sampling_client(base_model="weft/tiny")
+    long = SamplingParams(max_tokens=400, seed=2, stop=[0])
+    others = [crowd.sample(ModelInput.from_ints([67]), 5, long) for _ in range(3)]
+    assert numbers(service, 1) == alone
+    assert numbers(service, 2) != alone
+    assert [len(other.result(60).sequences) for other in others] == [5, 5, 5]
 
 
 def test_it_speaks_http_and_is_ready(server: LocalServer) -> None:

@@ -56,8 +56,8 @@ def run(folder: Path, test: str, *options: str, **settings: str) -> tuple[str, s
     command = [sys.executable, "-P", "-m", "pytest", "-p", "weft.engine.testing.plugin"]
     environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TINKER_PROJECT_ID": "real"}
     done = subprocess.run(
-        [*command, "-q", *options, "tests"],
-        cwd=folder,
+        [*command, "-q", *options],
+        cwd=folder / "tests",  # the ini file is found above
         env={**os.environ, **environment, "EXPECTED": str(folder / "model")},
         capture_output=True,
         text=True,
