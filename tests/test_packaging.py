@@ -3,6 +3,10 @@
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from weft.engine.extras import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("client", "engine", "kernels")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -33,6 +37,19 @@ def test_every_data_file_of_a_package_is_listed() -> None:
 def test_the_base_install_is_the_light_client() -> None:
     names = [requirement.split(">")[0] for requirement in SETTINGS["project"]["dependencies"]]
     assert sorted(names) == ["msgpack", "numpy", "pyzmq"]
+
+
+@pytest.mark.parametrize("extra", ["engine", "gateway"])
+def test_what_is_asked_of_an_extra_is_in_it(extra: str) -> None:
+    listed = SETTINGS["project"]["optional-dependencies"][extra]
+    names = {requirement.split(">")[0].replace("-", "_") for requirement in listed}
+    assert set(EXTRAS[extra]) <= names
+
+
+def test_the_extra_for_tests_brings_engine_and_gateway() -> None:
+    extras = SETTINGS["project"]["optional-dependencies"]
+    assert "weft[engine,gateway]" in extras["testing"]
+    assert set(EXTRAS["testing"]) == {*EXTRAS["engine"], *EXTRAS["gateway"]}
 
 
 def test_torch_is_pinned() -> None:

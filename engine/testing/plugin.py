@@ -24,7 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help=f"model of the local twin, a directory in Hugging Face layout ({DEFAULT_MODEL})",
     )
-    parser.addini("weft_model", "the same; a directory is relative to this file", default="")
+    parser.addini(
+        "weft_model", "the same; a directory is relative to this file", default=DEFAULT_MODEL
+    )
     parser.addini(
         "weft_start_timeout",
         "seconds that the local twin may take to start",
@@ -72,13 +74,13 @@ def tinker_cwd(
 
 
 def model_of(config: pytest.Config) -> str:
-    """The model that the command line or the ini file names."""
-    given = config.getoption("--weft-model")
-    if given is not None:
-        return str(given)
-    written = str(config.getini("weft_model"))
-    folder = (config.inipath.parent if config.inipath else config.rootpath) / written
-    return str(folder) if written and folder.is_dir() else written or DEFAULT_MODEL
+    """The model that the command line names, or else the ini file; a folder by its whole path."""
+    name, base = config.getoption("--weft-model"), config.invocation_params.dir
+    if name is None:
+        name = config.getini("weft_model")
+        base = config.inipath.parent if config.inipath else config.rootpath
+    folder = base / name
+    return str(folder) if name != DEFAULT_MODEL and folder.is_dir() else str(name)
 
 
 def timeout_of(config: pytest.Config) -> float:

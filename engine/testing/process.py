@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 from ...client.errors import WeftError
+from ..gateway.config import START_FAILED
 from ..logs import set_up_logs
 from ..serving import Server
 from ..worker.model_names import TINY, ModelSource, find_model
 
 log = logging.getLogger(__name__)
 
-START_FAILED = 3  # exit status; the reason is the last line of stdout
 LOOK_S = 0.5  # between two looks at parent and server
 ROOM_BYTES = 1 << 30  # for adapters, activations and pages; many may run side by side
 
@@ -38,10 +38,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _end)
     set_up_logs("text", "warning", who="twin")
     settings = json.loads(sys.stdin.readline())
-    threading.Thread(
+    watch = threading.Thread(
         target=_end_with, args=(settings["parent"],), name="weft-parent", daemon=True
-    ).start()
+    )
     try:
+        watch.start()
         source = find_model(settings["model"])
         with _serve(source) as server:
             _say(
