@@ -44,6 +44,8 @@ async def retrieve_futures(call: Call) -> Reply:
     timeout_s = call.gateway.poll_s
     if body.timeout is not None:
         timeout_s = min(max(body.timeout, 0.0), timeout_s)
+    if retrieved and not session.futures.is_awaited(group):
+        timeout_s = 0.0  # SDKs before 0.38 say what they have with a poll that waits for nothing
     if not done and timeout_s > 0:
         with call.gateway.counters.parked():
             await session.wait_group(group, timeout_s)

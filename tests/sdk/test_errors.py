@@ -9,7 +9,7 @@ import pytest
 import tinker
 from internals import forward_backward
 from serving import Server
-from talking import datum, prompt, settled, step
+from talking import datum, prompt, settled, since, step
 from tinker import ServiceClient, types
 
 NOBODY = "0" * 32
@@ -72,6 +72,7 @@ def test_a_finished_session_takes_no_more_work(server: Server, service: ServiceC
         forward_backward(service.holder, model_id, 1, [datum("the red fox")])
 
 
+@since(0, 30)
 def test_an_error_in_the_block_finishes_the_session_too(server: Server) -> None:
     def program() -> None:
         with ServiceClient(base_url=server.url, api_key=server.key) as service:

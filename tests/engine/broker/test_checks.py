@@ -179,6 +179,12 @@ def test_a_state_of_another_model_is_refused() -> None:
     assert told(bench.say(second)) == [(5, "bad_request")]
 
 
+def test_a_model_that_nobody_knows_is_not_that_of_a_state() -> None:
+    bench = saved_bench()
+    second = create_run(5, RUN[:-1] + "1", base_model="no/such", from_path=SAVED)
+    assert told(bench.say(second)) == [(5, "bad_request")]
+
+
 @pytest.mark.parametrize("path", [SAVED, FROZEN])
 def test_a_sampler_opens_on_saved_weights_of_both_kinds(path: str) -> None:
     bench = saved_bench()

@@ -109,6 +109,17 @@ def test_who_waits_for_samples_that_went_with_a_gateway_is_told(build: Build) ->
     assert caller.post("retrieve_futures", {**target, "timeout": 0}).status == 200
 
 
+def test_a_poll_that_only_says_what_the_sdk_has_ends_at_once(build: Build) -> None:
+    """The SDKs before 0.38 have no other way to say it; a failed poll would end their sampler."""
+    caller = build().caller()
+    sampler_id = caller.sampler()
+    posted = caller.sample(sampler_id, 0)
+    caller.result(posted)
+    target = {"target": {"sampling_session_id": sampler_id}}
+    fields = {**target, "retrieved_request_ids": [posted.json["request_id"]]}
+    assert caller.post("retrieve_futures", fields).json["completions"] == []
+
+
 def test_anothers_session_is_like_none(build: Build) -> None:
     stand = build(keyed=True)
     alice, bob = stand.caller(tenant="alice"), stand.caller(tenant="bob")
