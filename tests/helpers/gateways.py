@@ -324,3 +324,16 @@ def pass_body(run_id: str, seq: int, tokens: tuple[int, ...] = (1, 2, 3)) -> byt
         tensor.dtype = INT64 if values.dtype == np.int64 else FLOAT32
         tensor.shape.extend(values.shape)
     return bytes(message.SerializeToString())
+
+
+@contextmanager
+def gateway_of(address: str, **settings: Any) -> Iterator[tuple[GatewayServer, Loop]]:
+    """A gateway before any broker, and the loop it runs in."""
+    loop = Loop()
+    server = GatewayServer(GatewayConfig(broker=address, listen="127.0.0.1:0", **settings))
+    try:
+        loop.run(server.start())
+        yield server, loop
+    finally:
+        loop.run(server.stop())
+        loop.close()
