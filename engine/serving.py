@@ -3,6 +3,7 @@
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -47,41 +48,39 @@ class Server:
         **worker_settings: Any,
     ) -> None:
         self._gateway: GatewayProcess | None = None
-        self._sockets: tempfile.TemporaryDirectory[str] | None = None
+        self._sockets = socket_folder() if http else None
         operator_key = f"tml-{secrets.token_urlsafe(32)}"
         config: GatewayConfig | None = None
-        if http:
-            self._sockets = socket_folder()
-            broker = f"ipc://{self._sockets.name}/front"
-            config = GatewayConfig(
-                broker=broker,
-                listen=http,
-                api_key=operator_key,
-                tls_cert=tls_cert,
-                tls_key=tls_key,
+        with ExitStack() as undo:
+            if self._sockets is not None:
+                undo.callback(self._sockets.cleanup)
+                config = GatewayConfig(
+                    broker=f"ipc://{self._sockets.name}/front",
+                    listen=http,
+                    api_key=operator_key,
+                    tls_cert=tls_cert,
+                    tls_key=tls_key,
+                    insecure=insecure,
+                    public_url=public_url,
+                )
+                listen = [*listen, config.broker]
+            self.engine = Engine(
+                model,
+                isolate=True,
+                listen=listen,
                 insecure=insecure,
-                public_url=public_url,
+                state_dir=state_dir,
+                operator_key=operator_key,
+                on_progress=on_progress,
+                log_format=log_format,
+                log_level=log_level,
+                **worker_settings,
             )
-            listen = [*listen, broker]
-        self.engine = Engine(
-            model,
-            isolate=True,
-            listen=listen,
-            insecure=insecure,
-            state_dir=state_dir,
-            operator_key=operator_key,
-            on_progress=on_progress,
-            log_format=log_format,
-            log_level=log_level,
-            **worker_settings,
-        )
-        try:
+            undo.callback(self.engine.close)
             if config is not None:
                 self._check_keys(config)
                 self._gateway = GatewayProcess(config, log_format=log_format, log_level=log_level)
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     @property
     def addresses(self) -> list[str]:
