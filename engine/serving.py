@@ -1,7 +1,6 @@
 """An engine and, where asked for, an HTTP gateway in a process beside it."""
 
 import secrets
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
