@@ -26,6 +26,7 @@ from weft.engine.broker.shell import Broker
 from weft.engine.files.store import CheckpointFiles
 from weft.engine.gateway.call import Route
 from weft.engine.gateway.config import GatewayConfig
+from weft.engine.gateway.connections import Connections
 from weft.engine.gateway.routes import ROUTES
 from weft.engine.gateway.server import GatewayServer
 
@@ -101,6 +102,12 @@ class Stand:
     def gateway(self) -> Any:
         """What all routes share."""
         return self.server._gateway
+
+    @property
+    def connections(self) -> Connections:
+        """Those that the gateway has."""
+        assert self.server._connections is not None
+        return self.server._connections
 
     def caller(self, key: str = "tml-any", *, tenant: str = "") -> "Caller":
         """Somebody with a key, or with a new one of this tenant."""
