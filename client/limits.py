@@ -101,8 +101,12 @@ LIMITS: dict[str, Limit] = {
     "body_s": Limit(60, "s", "timeout", "until the body of an HTTP request has come"),
     "unanswered": Limit(8192, "count", "busy", "requests of one SDK session without an answer"),
     "connections": Limit(4096, "count", "busy", "HTTP connections of a gateway"),
-    "idle_s": Limit(75, "s", "", "until the next request of an HTTP connection has begun, or it ends"),
-    "stall_s": Limit(60, "s", "", "until the reader of a response has taken some, or it is cut off"),
+    "idle_s": Limit(
+        75, "s", "", "until the next request of an HTTP connection has begun, or it ends"
+    ),
+    "stall_s": Limit(
+        60, "s", "", "until the reader of a response has taken some, or it is cut off"
+    ),
     "poll_s": Limit(30, "s", "", "how long a poll for a result is held"),
     "fetched_ttl_s": Limit(300, "s", "result_expired", "a result that was fetched over HTTP"),
     "unfetched_ttl_s": Limit(3600, "s", "result_expired", "a result that nobody has fetched"),

@@ -165,9 +165,10 @@ class Link:
             actions.append(self._send(Heartbeat(), now))
         return actions
 
-    def close(self, now: float) -> list[Action]:
-        """Say goodbye, and fail what is left."""
-        farewell: list[Action] = [] if self.state == "idle" else [self._send(Goodbye(), now)]
+    def close(self, now: float, ending: str = "") -> list[Action]:
+        """Say goodbye and, where there is something to say, why; fail what is left."""
+        goodbye = Goodbye(ending=ending)
+        farewell: list[Action] = [] if self.state == "idle" else [self._send(goodbye, now)]
         error = from_code("disconnected", f"the connection to {self.address} was closed")
         return farewell + self._give_up(error, for_good=True)[:-1]  # the socket is still needed
 

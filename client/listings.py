@@ -85,6 +85,7 @@ def read_session(pages: Sequence[Fields]) -> GetSessionResponse:
         tags=pages[0]["tags"],
         opened=pages[0]["opened"],
         is_ended=pages[0]["is_ended"],
+        ending=pages[0]["ending"],
         omitted=pages[0].get("omitted", ""),
     )
 

@@ -105,6 +105,7 @@ class Goodbye(Header):
     """Ends a session: unstarted commands fail, its runs stay the tenant's."""
 
     kind: ClassVar[str] = "goodbye"
+    ending: str = ""  # why, in the words of whoever ends it; kept with the session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +329,7 @@ class Query(Request):
                   "name", "time", "size_bytes", "public", "user_metadata", "expires",
                   "has_optimizer", "base_model", "rank", "alpha", "train_attn", "train_mlp",
                   "train_unembed", "step"}]}, newest first. Public ones of others by path alone
-    sessions      the tenant's: {"sessions": [{"session_id", "opened", "is_ended", "display_name",
+    sessions      the tenant's: {"sessions": [{"session_id", "opened", "is_ended", "ending", "display_name",
                   "tags", "user_metadata"}]}, latest first
     session       subject a session id: as above, and {"run_ids", "sampler_ids"}, latest first;
                   it is a list of both, runs before samplers

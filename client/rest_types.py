@@ -87,6 +87,7 @@ class GetSessionResponse:
     tags: list[str] = field(default_factory=list[str])
     opened: float = 0.0  # seconds since 1970
     is_ended: bool = False
+    ending: str = ""  # why, as the client said that ended it
     omitted: str = ""  # "user_metadata" where that was too long for an answer
 
 

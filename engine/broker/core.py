@@ -90,6 +90,7 @@ from .sessions import Session
 from .stopping import Stopping
 from .work import State
 
+MAX_ENDING = limit("metadata_length")
 MAX_EXPLAINED = limit("explained_ids")
 
 _COMMANDS = (CreateRun, ForwardBackward, OptimStep, SaveState, LoadState, SaveForSampler, ForkRun)
@@ -285,6 +286,7 @@ class BrokerCore:
         self._books.reply(session, header.request_id, {})
 
     def _goodbye(self, session: Session, message: ClientMessage, header: Goodbye) -> None:
+        session.ending = header.ending[:MAX_ENDING]
         self._end_session(session, "cancelled", "its session ended")
 
     def _malformed(self, event: MalformedMessage) -> None:

@@ -42,6 +42,7 @@ class PastSession:
 
     opened: float  # seconds since the epoch
     is_ended: bool = True
+    ending: str = ""  # why, as the client said
     display_name: str = ""
     tags: tuple[str, ...] = ()
     user_metadata: dict[str, str] = field(default_factory=dict[str, str])
@@ -52,6 +53,7 @@ class PastSession:
         return cls(
             opened=session.opened + wall_offset,
             is_ended=session.is_ended,
+            ending=session.ending,
             display_name=session.display_name,
             tags=session.tags,
             user_metadata=dict(session.user_metadata),

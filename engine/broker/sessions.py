@@ -16,6 +16,7 @@ class Session:
     __slots__ = (
         "admission",
         "display_name",
+        "ending",
         "expired",
         "is_ended",
         "kept",
@@ -65,6 +66,7 @@ class Session:
         self.samplers: set[str] = set()
         self.usage: Counter[str] = Counter()
         self.is_ended = False
+        self.ending = ""  # why, as the client said
 
     def expire(self, request_id: int) -> None:
         """Remember that a request was answered and its answer dropped."""

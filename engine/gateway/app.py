@@ -20,7 +20,7 @@ from .call import Call, Gateway, Reply, Route
 from .compression import decompress
 from .config import is_loopback
 from .counters import UNMATCHED
-from .errors import http_body, http_headers, http_status
+from .errors import Unserved, http_body, http_headers, http_status
 from .load import Load
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ _BODY_S = LIMITS["body_s"].default
 _PIECE = 256 << 10  # bytes of a long response that are handed out at a time
 
 _GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
+_UNSERVED: web.AppKey[set[str]] = web.AppKey("unserved", set[str])  # that the log has told of
 _TENANT: web.RequestKey[str] = web.RequestKey("tenant", str)
 _FIELDS: web.RequestKey[dict[str, str]] = web.RequestKey("fields", dict[str, str])
 _RECEIVED: web.RequestKey[int] = web.RequestKey("received", int)  # bytes of the body
@@ -40,6 +41,7 @@ def make_app(gateway: Gateway, routes: Sequence[Route]) -> web.Application:
     """The application with these routes, each for callers with a key."""
     app = web.Application(middlewares=[_answer])
     app[_GATEWAY] = gateway
+    app[_UNSERVED] = set()
     for route in routes:
         app.router.add_route(route.method, route.path, partial(_serve, route))
     return app
@@ -159,6 +161,8 @@ async def _answer(
         code = ""
     except WeftError as error:
         response, code = _refusal(error), error.code
+        if isinstance(error, Unserved):
+            _warn_of(request, error.what)
     except web.HTTPException as error:
         response, code = _no_route(request, error), "not_found"
     except (ConnectionError, asyncio.CancelledError):
@@ -206,6 +210,15 @@ def _refusal(error: WeftError) -> web.Response:
         headers=http_headers(error),
         content_type="application/json",
     )
+
+
+def _warn_of(request: web.Request, what: str) -> None:
+    """Tell the log what is asked for and not served, each thing once."""
+    seen = request.app[_UNSERVED]
+    thing = f"{request.method} {_route_of(request)}: {what}"
+    if thing not in seen:
+        seen.add(thing)
+        log.warning("%s is not served; it was asked for and refused", thing)
 
 
 def _no_route(request: web.Request, error: web.HTTPException) -> web.Response:

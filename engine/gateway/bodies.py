@@ -380,9 +380,13 @@ def refuse_unserved(body: Body) -> None:
         value = getattr(body, refused.name)
         if value is not None and value != refused.served:
             shown = "given" if refused.name == "weights_access_token" else repr(value)[:200]
-            raise Unserved(f"{refused.name} is {shown}, which is not served: {refused.reason}")
+            raise Unserved(
+                f"{refused.name} is {shown}, which is not served: {refused.reason}", refused.name
+            )
     if isinstance(body, Sample):
         for chunk in body.prompt.chunks:
             if not isinstance(chunk, EncodedTextChunk):
                 kind = chunk.__struct_config__.tag
-                raise Unserved(f"a chunk of type {kind!r} is not served; 'encoded_text' is")
+                raise Unserved(
+                    f"a chunk of type {kind!r} is not served; 'encoded_text' is", "chunks"
+                )

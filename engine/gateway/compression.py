@@ -27,7 +27,9 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
         Unserved: another encoding.
     """
     if encoding not in ("", "identity", "zstd"):
-        raise Unserved(f"the content encoding {encoding[:100]!r} is not served; zstd is")
+        raise Unserved(
+            f"the content encoding {encoding[:100]!r} is not served; zstd is", "encoding"
+        )
     found = _unpack(body, max_bytes) if encoding == "zstd" else body
     if len(found) > max_bytes:
         raise _too_large(max_bytes)

@@ -19,6 +19,15 @@ class Unserved(BadRequest):
 
     code = "not_served"
 
+    def __init__(self, message: str, what: str) -> None:
+        """
+        Args:
+            message: for the caller.
+            what: is not served, in words that hold nothing of the caller's, for the log.
+        """
+        super().__init__(message)
+        self.what = what
+
 
 def http_status(error: WeftError) -> int:
     """The status of a refusal."""

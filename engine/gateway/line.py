@@ -166,11 +166,11 @@ class Line:
         """Why a request waits, as far as it is known; None when it does not wait."""
         return self._link.reason(number, time.monotonic())
 
-    def close(self) -> None:
-        """Say goodbye: the session ends. Safe to repeat."""
+    def close(self, ending: str = "") -> None:
+        """Say goodbye: the session ends, and why. Safe to repeat."""
         if not self.is_closed:
             self.is_closed = True
-            self._perform(self._link.close(time.monotonic()))
+            self._perform(self._link.close(time.monotonic(), ending))
             self._flush()
             self._end()
 

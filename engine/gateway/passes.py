@@ -43,7 +43,7 @@ def read_pass(body: bytes) -> PassRequest:
     found = decode(body, FORWARD_BACKWARD_REQUEST)
     loss_fn = found.get("loss_fn", "")
     if loss_fn in _UNSERVED_LOSSES:
-        raise Unserved(f"loss_fn {loss_fn!r} is not served")
+        raise Unserved(f"loss_fn {loss_fn!r} is not served", "loss_fn")
     seq_id = found.get("seq_id", 0)
     if seq_id < 1:
         raise BadRequest(f"seq_id is {seq_id}, not a number from 1")
@@ -101,7 +101,9 @@ def _config(numbers: Mapping[str, float], values: Mapping[str, Values]) -> dict[
     found: dict[str, float] = {}
     for key, value in values.items():
         if "text" in value:
-            raise Unserved(f"loss_fn_config {key!r} is a text, which is not served")
+            raise Unserved(
+                f"loss_fn_config {key!r} is a text, which is not served", "loss_fn_config"
+            )
         if "number" not in value:
             raise BadRequest(f"loss_fn_config_v2 {key!r} has no value")
         found[key] = value["number"]
@@ -133,7 +135,7 @@ def _model_input(chunks: Sequence[Values]) -> ModelInput:
     for chunk in chunks:
         if "encoded_text" not in chunk:
             kind = next(iter(chunk), "no kind")
-            raise Unserved(f"a chunk of {kind} is not served; encoded_text is")
+            raise Unserved(f"a chunk of {kind} is not served; encoded_text is", "chunks")
         arrays.append(view("tokens", chunk["encoded_text"].get("tokens", b""), TOKENS))
     if len(arrays) == 1:
         return ModelInput.from_ints(arrays[0])

@@ -27,7 +27,9 @@ class Page(Scope, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.project_id:
-            raise Unserved(f"project_id is {self.project_id[:80]!r}, and there are no projects")
+            raise Unserved(
+                f"project_id is {self.project_id[:80]!r}, and there are no projects", "project_id"
+            )
 
 
 def read_query(kind: type[T], query: Mapping[str, str]) -> T:

@@ -79,7 +79,8 @@ async def copy_weights(call: Call) -> Reply:
     body = bodies.decode(bodies.CopyWeights, call.body)
     bodies.refuse_unserved(body)
     if call.headers.get("X-Tinker-Weights-Access-Token"):
-        raise Unserved("weights_access_token is not served; publish the checkpoint instead")
+        detail = "weights_access_token is not served; publish the checkpoint instead"
+        raise Unserved(detail, "weights_access_token")
     if body.session_id is None or body.model_seq_id is None:
         raise BadRequest("session_id and model_seq_id are needed")
     session = await call.session(body.session_id)

@@ -65,7 +65,8 @@ async def finish_session(call: Call) -> Reply:
         session = await call.session(call.parts["session_id"])
     except BadRequest:
         return json_reply({})
-    call.gateway.sessions.finish(session)
+    ending = f"{body.reason.type}: {body.detail}" if body.detail else body.reason.type
+    call.gateway.sessions.finish(session, ending)
     return json_reply({})
 
 
@@ -100,7 +101,7 @@ def refuse(what: str) -> Route:
     method, _, path = what.partition(" ")
 
     async def handler(call: Call) -> Reply:
-        raise Unserved(f"{method} {path} is not served here")
+        raise Unserved(f"{method} {path} is not served here", "the route")
 
     return Route(method, path, handler)
 

@@ -241,11 +241,11 @@ class Sessions:
         session.last_heard = time.monotonic()
         return session
 
-    def finish(self, session: Session) -> None:
-        """End a session for good."""
+    def finish(self, session: Session, ending: str = "") -> None:
+        """End a session for good, and say why."""
         if self._sessions.get(session.session_id) is session:
             del self._sessions[session.session_id]
-        session.line.close()
+        session.line.close(ending)
         session.futures.close()
 
     def sweep(self, now: float) -> None:

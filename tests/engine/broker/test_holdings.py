@@ -206,6 +206,7 @@ def test_a_session_says_what_it_is_and_has() -> None:
         "session_id": SESSION,
         "opened": 1000.0,
         "is_ended": False,
+        "ending": "",
         "display_name": "Mine",
         "tags": ["x", "y"],
         "user_metadata": {"who": "me"},
@@ -234,10 +235,11 @@ def test_what_a_session_has_comes_in_pages(
 def test_an_ended_session_is_told_with_its_runs_and_samplers() -> None:
     bench = sampling_bench()
     bench.hello(OTHER, OTHER_CLIENT)
-    bench.say(Goodbye())
+    bench.say(Goodbye(ending="errored: out of patience"))
     bench.hello(OTHER)
     found = ask(bench, "session", SESSION)
     assert (found["is_ended"], found["run_ids"], found["sampler_ids"]) == (True, [RUN], [SAMPLER])
+    assert found["ending"] == "errored: out of patience"
 
 
 def test_a_session_of_which_checkpoints_are_left_is_told() -> None:

@@ -17,6 +17,7 @@ from weft.client.limits import limit
 from weft.engine.gateway import app as app_module
 from weft.engine.gateway import connections
 from weft.engine.gateway.call import Call, Handler, Reply, Route
+from weft.engine.gateway.errors import Unserved
 
 Build = Callable[..., Stand]
 
@@ -238,6 +239,10 @@ async def refuse(call: Call) -> Reply:
     raise WeftError("a sentence", "out_of_memory")
 
 
+async def serve_not(call: Call) -> Reply:
+    raise Unserved(f"{call.query['x']} is not served", "x")
+
+
 async def tell_much(call: Call) -> Reply:
     return Reply(bytes(range(256)) * 8192)
 
@@ -253,6 +258,17 @@ def test_a_fault_of_ours_is_told_without_its_words(
     assert (answer.status, answer.json["code"]) == (500, "internal")
     assert b"words" not in answer.body
     assert "words of a fault" in caplog.text
+
+
+def test_the_log_tells_once_what_is_not_served(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = with_route(build, serve_not)
+    for value in ("secret", "other"):
+        answer = caller.get(f"odd?x={value}")
+        assert (answer.status, answer.json["code"]) == (400, "not_served")
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["GET /api/v1/odd: x is not served; it was asked for and refused"]
 
 
 def test_an_error_has_its_status_and_code(build: Build) -> None:

@@ -27,7 +27,7 @@ def test_an_unknown_code_is_a_fault_of_ours() -> None:
 
 
 def test_a_refusal_tells_its_sentence_and_code() -> None:
-    assert json.loads(http_body(Unserved("no such thing"))) == {
+    assert json.loads(http_body(Unserved("no such thing", "it"))) == {
         "error": "no such thing",
         "code": "not_served",
     }
