@@ -277,10 +277,8 @@ class _Numbered:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         place = self._place
-        if not isinstance(error, BadRequest) or place is None:
-            return
-        if place.number not in place.session.futures:  # otherwise an earlier post has it
-            place.session.line.void(place.run_id, place.seq)
+        if isinstance(error, BadRequest) and place is not None:
+            place.session.line.void(place.run_id, place.seq)  # leaves what an earlier post sent
 
 
 def _command(
