@@ -25,7 +25,7 @@ class Answer:
     is_failure: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Future:
     """One request of the SDK that is answered later."""
 
@@ -83,10 +83,6 @@ class Futures:
 
     def __len__(self) -> int:
         return len(self._futures)
-
-    def __contains__(self, number: int) -> bool:
-        """Whether a number is in use, or was."""
-        return number in self._futures or number in self._expired
 
     def open(self, number: int, digest: bytes, group: str = "") -> tuple[Future, bool]:
         """The future of a request, and whether it is new.
@@ -221,10 +217,12 @@ class Futures:
         assert all(self._futures[number].fetched_at is not None for number in self._fetched)
         assert not self._futures.keys() & self._expired.keys()
         assert len(self._expired) <= MAX_EXPIRED
+        known = {*self._futures.values(), *self._expired.values()}
         for group, done in self._done.items():
             assert done
             assert list(done) == sorted(done)
-            assert all(future.group == group and future.number in self for future in done.values())
+            assert all(future.group == group for future in done.values())
+            assert known.issuperset(done.values())
 
     def _count(self, future: Future, change: int) -> None:
         """Count a future that waits, or waits no more."""

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_CLONE = 999_999_999
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
+_MAX_CARDS = 4096  # runs and samplers whose model a session remembers
 _MAX_OPENING = 16  # sessions that are asked for at a time
 _MAX_QUEUED = 256  # and that wait for their turn
 
@@ -141,6 +142,8 @@ class Session:
             if known is None:
                 raise NotFound(f"no worker serves the model {name!r} of {subject}")
             self._cards[subject] = known
+            if len(self._cards) > _MAX_CARDS:
+                del self._cards[next(iter(self._cards))]
         return known
 
     async def open_sampler(self, header: CreateSampler) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from gateways import Caller, Stand, model_fields, pass_body, sample_fields, step_fields
 
+from weft.engine.gateway import training_routes
 from weft.engine.gateway.names import request_number
 
 Build = Callable[..., Stand]
@@ -122,6 +123,7 @@ def refused_posts(run_id: str, seq: int) -> dict[str, tuple[str, Any]]:
         "a token too large": ("forward_backward", pass_body(run_id, seq, (1, 1000))),
         "too long": ("forward_backward", pass_body(run_id, seq, (1,) * 65)),
         "no data": ("forward_backward", whole[: len(whole) - 1]),
+        "a bomb": ("forward_backward", whole + b"\x1a\x00" * 200_000),
         "garbage behind": ("forward_backward", whole + b"\xff\xff"),
     }
 
@@ -213,3 +215,13 @@ def test_what_the_sdk_says_it_has_is_kept_no_more(caller: Caller) -> None:
     caller.post("retrieve_futures", {**fields, "retrieved_request_ids": [request_id]})
     assert caller.poll(request_id).status == 410
     assert caller.post("asample", sample_fields(sampler_id, 0)).status == 410
+
+
+def test_numbers_that_are_used_up_without_end_are_to_wait(
+    caller: Caller, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_routes, "_MAX_WAITING", 3)
+    for seq in range(2, 5):
+        caller.step(run_id, seq)  # each waits for number 1
+    refused = caller.post("optim_step", {"model_id": run_id, "seq_id": 9})
+    assert (refused.status, refused.json["code"]) == (429, "busy")

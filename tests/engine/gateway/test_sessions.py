@@ -215,3 +215,14 @@ def test_polls_are_let_go_when_the_gateway_stops(build: Build) -> None:
     is_pending, took_s = stand.loop.run(wait())
     assert is_pending
     assert took_s < 5
+
+
+def test_a_session_of_many_samplers_remembers_the_latest(
+    stand: Stand, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "_MAX_CARDS", 2)
+    session_id = caller.session()
+    samplers = [caller.sampler(session_id, number) for number in range(4)]
+    for sampler_id in [*samplers, samplers[0]]:
+        assert caller.result(caller.sample(sampler_id, samplers.index(sampler_id))).status == 200
+    assert list(find(stand, session_id)._cards) == [samplers[3], samplers[0]]
