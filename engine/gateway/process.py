@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 
 from ...client.errors import WeftError
@@ -59,7 +60,8 @@ async def _run(config: GatewayConfig) -> None:
 
     def watch() -> None:
         sys.stdin.read()  # returns when the parent closes the pipe or dies
-        loop.call_soon_threadsafe(stopped.set)
+        with suppress(RuntimeError):  # the loop has ended before the parent has
+            loop.call_soon_threadsafe(stopped.set)
 
     threading.Thread(target=watch, name="weft-parent", daemon=True).start()
     await run_gateway(config, stopped, lambda url: _say({"url": url}))
