@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .plan import Block
-from .workspace import Workspace
+from .products import Products
 
 
 class Rows:
@@ -22,9 +22,12 @@ class Rows:
     a row of its own behind the batch, which nobody reads.
     """
 
-    def __init__(self, block: Block, num_rows: int, device: torch.device) -> None:
+    def __init__(
+        self, block: Block, num_rows: int, device: torch.device, products: Products
+    ) -> None:
         self.shape = (block.num_entries, block.length)
         self.start = block.start
+        self._products = products
         if block.start >= 0:
             return
         rows = torch.from_numpy(block.rows).to(device)
@@ -36,33 +39,34 @@ class Rows:
     def is_view(self) -> bool:
         return self.start >= 0
 
-    def gather(self, x_TD: Tensor, workspace: Workspace, name: str) -> Tensor:
+    def gather(self, x_TD: Tensor, name: str) -> Tensor:
         """The block's rows, [E, L, D]: a view of x, or a padded copy in the workspace."""
-        entries, length = self.shape
         if self.start >= 0:
-            return x_TD[self.start : self.start + entries * length].view(entries, length, -1)
-        copy = workspace.take(name, (entries * length, x_TD.shape[1]), x_TD.dtype)
+            return self._products.as_operand(name, self._view(x_TD))
+        (entries, length), width = self.shape, x_TD.shape[1]
+        copy = self._products.operand(name, entries * length, width, x_TD.dtype)
         torch.index_select(x_TD, 0, self._sources, out=copy)
         if len(self._padding):
             copy.index_fill_(0, self._padding, 0)
-        return copy.view(entries, length, -1)
+        return copy.view(entries, length, width)
 
-    def add_product(
-        self, y_TO: Tensor, left_ELR: Tensor, right_ERO: Tensor, workspace: Workspace
-    ) -> None:
+    def add_product(self, y_TO: Tensor, left_ELR: Tensor, right_ERO: Tensor) -> None:
         """Add left @ right to the block's rows of y; y has a spare row unless `is_view`."""
-        entries, length = self.shape
+        products = self._products
         if self.start >= 0:
-            rows = y_TO[self.start : self.start + entries * length]
-            rows.view(entries, length, -1).baddbmm_(left_ELR, right_ERO)
+            products.add(self._view(y_TO), left_ELR, right_ERO)
             return
-        shape = (entries, length, right_ERO.shape[2])
-        product = workspace.take("product", shape, y_TO.dtype)
-        torch.bmm(left_ELR, right_ERO, out=product)
-        y_TO.index_add_(0, self._sinks, product.flatten(0, 1))
+        width = right_ERO.shape[2]
+        product = products.result(len(self._sinks), width, y_TO.dtype)
+        products.write(product.view(*self.shape, width), left_ELR, right_ERO)
+        y_TO.index_add_(0, self._sinks, product)
+
+    def _view(self, x_TD: Tensor) -> Tensor:
+        entries, length = self.shape
+        return x_TD[self.start : self.start + entries * length].view(entries, length, -1)
 
 
-def shrink(x_ELD: Tensor, a_ERD: Tensor, scale_E: Tensor) -> Tensor:
+def shrink(x_ELD: Tensor, a_ERD: Tensor, scale_E: Tensor, products: Products) -> Tensor:
     """Project rows onto the rank space of their entry's adapter: s = scale * x A^T, [E, L, R].
 
     Scaled here once, so that expand and the gradients of A and B need no scale. For a group, R is
@@ -70,15 +74,20 @@ def shrink(x_ELD: Tensor, a_ERD: Tensor, scale_E: Tensor) -> Tensor:
 
     Source: SGMV, Chen et al., "Punica: Multi-Tenant LoRA Serving", 2023, section 4.
     """
-    return torch.bmm(x_ELD, a_ERD.transpose(1, 2)).mul_(scale_E[:, None, None])
+    return products.multiply(x_ELD, a_ERD.transpose(1, 2)).mul_(scale_E[:, None, None])
 
 
-def shrink_gradient(dys_ELO: list[Tensor | None], bts_ERO: list[Tensor], scale_E: Tensor) -> Tensor:
+def shrink_gradient(
+    dys_ELO: list[Tensor | None],
+    bts_ERO: list[Tensor],
+    scale_E: Tensor,
+    products: Products,
+) -> Tensor:
     """Gradient of the unscaled projections of a group's sites: ds = scale * dy B, [E, L, G * R]."""
     parts = []
     for dy_ELO, bt_ERO in zip(dys_ELO, bts_ERO, strict=True):
         if dy_ELO is not None:
-            parts.append(torch.bmm(dy_ELO, bt_ERO.transpose(1, 2)))
+            parts.append(products.multiply(dy_ELO, bt_ERO.transpose(1, 2)))
     shape = parts[0].shape
     blank = None if len(parts) == len(bts_ERO) else parts[0].new_zeros(shape)
     ready = iter(parts)
@@ -87,17 +96,23 @@ def shrink_gradient(dys_ELO: list[Tensor | None], bts_ERO: list[Tensor], scale_E
     return ds.mul_(scale_E[:, None, None])
 
 
-def weight_gradient(out_ERD: Tensor, s_ELR: Tensor, x_ELD: Tensor) -> None:
+def weight_gradient(out_ERD: Tensor, s_ELR: Tensor, x_ELD: Tensor, products: Products) -> None:
     """Write s^T x, the gradient of rank rows, to an fp32 plane [E, R, D]."""
     left = s_ELR.transpose(1, 2)
     if s_ELR.dtype == out_ERD.dtype:
-        torch.bmm(left, x_ELD, out=out_ERD)
+        products.write(out_ERD, left, x_ELD)
     elif s_ELR.is_cuda:
         torch.bmm(left, x_ELD, out_dtype=out_ERD.dtype, out=out_ERD)
     else:
-        torch.bmm(left.to(out_ERD.dtype), x_ELD.to(out_ERD.dtype), out=out_ERD)
+        products.write(out_ERD, left.to(out_ERD.dtype), x_ELD.to(out_ERD.dtype))
 
 
-def add_weight_gradient(out_ERD: Tensor, s_ELR: Tensor, x_ELD: Tensor) -> None:
+def add_weight_gradient(
+    out_ERD: Tensor,
+    s_ELR: Tensor,
+    x_ELD: Tensor,
+    products: Products,
+) -> None:
     """Add s^T x to an fp32 plane [E, R, D]."""
-    out_ERD.baddbmm_(s_ELR.transpose(1, 2).to(out_ERD.dtype), x_ELD.to(out_ERD.dtype))
+    left, right = s_ELR.transpose(1, 2).to(out_ERD.dtype), x_ELD.to(out_ERD.dtype)
+    products.add(out_ERD, left, right)

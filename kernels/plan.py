@@ -2,9 +2,12 @@
 
 A *segment* is the adjacent rows of one unit; it uses one adapter or none. Segments of the same
 rank bucket and target mask share a *stack*, the padded weights of all of them, one *entry* a
-segment. Entries of the same length class form a *block*: one batched matmul with as many matrices
-as entries. The bucket and class of a segment depend on that segment alone, so its bits do not
-depend on its neighbours; the number of blocks is bounded by buckets times classes, not by segments.
+segment, or an adapter where segments share entries. Entries of the same length class form a
+*block*: one batched matmul with as many matrices as entries. The bucket and class of a segment
+depend on that segment alone; the number of blocks is bounded by buckets times classes, not by
+segments. Of adapters that several segments of a class share, some have a block each and the others
+stand once in each of as many blocks as are needed: at most 2 sqrt(S) for S segments of a class
+whose entries lie next to each other.
 """
 
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ EXACT_LENGTH = 512  # rows from which on a segment is never padded
 class Block:
     """Entries first..last - 1 of a stack, each with `length` rows, the last of them padding.
 
-    When the rows of all entries are adjacent and whole, `start` is the first of them and `rows` is
+    With `repeats` above 1 it is entry `first` alone, so many times. When the rows of all entries are adjacent and whole, `start` is the first of them and `rows` is
     empty. Otherwise `rows` [entries * length] says which row stands at each place, -1 for padding.
     """
 
@@ -34,15 +37,19 @@ class Block:
     length: int
     start: int
     rows: Int64s
+    repeats: int = 1
 
     @property
     def num_entries(self) -> int:
-        return self.last - self.first
+        return (self.last - self.first) * self.repeats
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The segments, by index in the batch, whose weights are stacked; one entry each."""
+    """The segments, by index in the batch, whose weights are stacked; one entry each.
+
+    Where segments share entries, the first segment of each adapter.
+    """
 
     bucket: int  # rank rows of an entry, padding included
     targets: int
@@ -58,13 +65,37 @@ class SegmentPlan:
     num_rows: int  # of all segments together; further rows of a batch have no adapter
 
 
-def packing_order(ranks: Sequence[int], targets: Sequence[int], lengths: Sequence[int]) -> Int64s:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The segments of one block, entry by entry."""
+
+    first: int
+    last: int
+    repeats: int
+    length_class: int
+    segments: Int64s
+
+
+def packing_order(
+    ranks: Sequence[int],
+    targets: Sequence[int],
+    lengths: Sequence[int],
+    adapters: Sequence[int] | None = None,
+) -> Int64s:
     """The permutation of units that puts those of one block next to each other.
 
-    Units of one block keep their order; those without adapter (rank 0) come last.
+    Units of one block keep their order; those without adapter (rank 0) come last. `adapters` as
+    for `build_plan`.
     """
-    keys = _sort_keys(np.asarray(ranks), np.asarray(targets) & ~HEAD_FAMILY, np.asarray(lengths))
-    return np.lexsort(keys[::-1])
+    masks = np.asarray(targets) & ~HEAD_FAMILY
+    classes = length_class(np.asarray(lengths, np.int64))
+    segments = [
+        part.segments
+        for _, parts in _group(np.asarray(ranks), masks, classes, adapters)
+        for part in parts
+    ]
+    bare = np.flatnonzero(np.asarray(ranks) == 0)
+    return np.concatenate([*segments, bare[np.argsort(classes[bare], kind="stable")]])
 
 
 def build_plan(
@@ -72,6 +103,7 @@ def build_plan(
     ranks: Sequence[int] | Int64s,
     targets: Sequence[int] | Int64s,
     *,
+    adapters: Sequence[int] | None = None,
     is_deterministic: bool = False,
     is_fine: bool = False,
 ) -> SegmentPlan:
@@ -81,6 +113,8 @@ def build_plan(
         row_counts: rows of each segment, 0 allowed.
         ranks: rank of each segment's adapter, 0 for none.
         targets: target mask of each, 0 for none.
+        adapters: a number for each segment's adapter; segments with the same one share its entry.
+            Default: none do.
         is_deterministic: always pad to the length class, so that the shape of a segment's matmuls
             depends on its own length alone. Otherwise segments of equal length are not padded.
         is_fine: pad to multiples of 16 at every length, for where a padded row costs a lot.
@@ -88,23 +122,19 @@ def build_plan(
     counts = np.asarray(row_counts, np.int64)
     ranks_ = np.where((counts > 0) & (np.asarray(targets) > 0), ranks, 0)
     starts = np.cumsum(counts) - counts
-    keys = np.stack(_sort_keys(ranks_, np.asarray(targets), counts, is_fine))
-    order = np.lexsort(keys[::-1])
-    order = order[ranks_[order] > 0]
     stacks: list[Stack] = []
     blocks: list[Block] = []
-    for members in _runs_of_equal(keys[1:3], order):
-        number, first = len(stacks), 0
-        bucket, mask = int(keys[1, members[0]]), int(keys[2, members[0]])
-        stacks.append(Stack(bucket, mask, tuple(members.tolist())))
-        for segments in _runs_of_equal(keys[3:], members):
-            lengths = counts[segments]
-            is_even = bool((lengths == lengths[0]).all())
-            length = int(keys[3, segments[0]] if is_deterministic or not is_even else lengths[0])
-            last = first + len(segments)
-            start, rows = _place(starts[segments], lengths, length)
-            blocks.append(Block(number, first, last, length, start, rows))
-            first = last
+    classes = length_class(counts, is_fine)
+    for stack, parts in _group(ranks_, np.asarray(targets), classes, adapters):
+        for part in parts:
+            lengths = counts[part.segments]
+            is_padded = is_deterministic or bool((lengths != lengths[0]).any())
+            length = part.length_class if is_padded else int(lengths[0])
+            start, rows = _place(starts[part.segments], lengths, length)
+            blocks.append(
+                Block(len(stacks), part.first, part.last, length, start, rows, part.repeats)
+            )
+        stacks.append(stack)
     return SegmentPlan(tuple(stacks), tuple(blocks), int(counts.sum()))
 
 
@@ -123,19 +153,68 @@ def rank_bucket(ranks: Int64s) -> Int64s:
     return RANK_BUCKETS[np.searchsorted(RANK_BUCKETS, ranks)]
 
 
-def _sort_keys(
-    ranks: Int64s, targets: Int64s, lengths: Int64s, is_fine: bool = False
-) -> tuple[Int64s, ...]:
-    """(no adapter, bucket, targets, class), most significant first."""
-    return ranks == 0, rank_bucket(ranks), targets, length_class(lengths, is_fine)
+def _group(
+    ranks: Int64s, targets: Int64s, classes: Int64s, adapters: Sequence[int] | None
+) -> list[tuple[Stack, list[_Part]]]:
+    """The segments that have a rank, by stack and by block."""
+    owners = np.arange(len(ranks)) if adapters is None else np.asarray(adapters)
+    members = np.flatnonzero(ranks > 0)
+    buckets = rank_bucket(ranks[members])
+    groups: list[tuple[Stack, list[_Part]]] = []
+    for bucket, mask in sorted(set(zip(buckets.tolist(), targets[members].tolist(), strict=True))):
+        segments = members[(buckets == bucket) & (targets[members] == mask)]
+        firsts, entries = _entries(owners[segments], classes[segments])
+        parts = [
+            part
+            for each in np.unique(classes[segments])
+            for part in _cut_class(
+                segments[classes[segments] == each], entries[classes[segments] == each], int(each)
+            )
+        ]
+        groups.append((Stack(bucket, mask, tuple(segments[firsts].tolist())), parts))
+    return groups
 
 
-def _runs_of_equal(keys: Int64s, order: Int64s) -> list[Int64s]:
-    """Cut `order` where any of the keys changes."""
-    if not len(order):
-        return []
-    changes = (np.diff(keys[:, order], axis=1) != 0).any(axis=0)
-    return np.split(order, np.flatnonzero(changes) + 1)
+def _entries(owners: Int64s, classes: Int64s) -> tuple[Int64s, Int64s]:
+    """Order adapters, the most used first and then by class.
+
+    Returns:
+        The first segment of each entry, and the entry of each segment.
+    """
+    _, firsts, numbers, counts = np.unique(
+        owners, return_index=True, return_inverse=True, return_counts=True
+    )
+    lowest = np.full(len(firsts), np.iinfo(np.int64).max)
+    np.minimum.at(lowest, numbers, classes)
+    order = np.lexsort((firsts, lowest, -counts))
+    return firsts[order], np.argsort(order)[numbers]
+
+
+def _cut_class(segments: Int64s, entries: Int64s, length: int) -> list[_Part]:
+    """Blocks of the segments of one stack and class."""
+    order = np.argsort(entries, kind="stable")
+    segments, entries = segments[order], entries[order]
+    used, starts, counts = np.unique(entries, return_index=True, return_counts=True)
+    rounds = _num_rounds(counts)
+    parts = [
+        _Part(int(entry), int(entry) + 1, int(count), length, segments[start : start + count])
+        for entry, start, count in zip(used, starts, counts, strict=True)
+        if count > rounds
+    ]
+    for index in range(rounds):
+        has = (counts > index) & (counts <= rounds)
+        chosen, theirs = used[has], segments[starts[has] + index]
+        gaps = np.flatnonzero(np.diff(chosen) != 1) + 1
+        for run, own in zip(np.split(chosen, gaps), np.split(theirs, gaps), strict=True):
+            parts.append(_Part(int(run[0]), int(run[-1]) + 1, 1, length, own))
+    return parts
+
+
+def _num_rounds(counts: Int64s) -> int:
+    """Up to how many segments an adapter stands in blocks with others, so that these are fewest."""
+    limits = np.unique(np.append(counts, 0))
+    num_blocks = limits + (counts > limits[:, None]).sum(1)
+    return int(limits[len(limits) - 1 - np.argmin(num_blocks[::-1])])
 
 
 def _place(starts: Int64s, lengths: Int64s, length: int) -> tuple[int, Int64s]:

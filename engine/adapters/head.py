@@ -192,17 +192,16 @@ class _ChunkPass:
             self._result.dhidden_TD.index_copy_(0, self._rows_C, self._collect(dx_CD))
 
     def _logprobs(self) -> tuple[Tensor, Tensor]:
-        workspace, dtype = self._batch.workspace, self._x_CD.dtype
-        shape = (self._x_CD.shape[0], self._base.shape[0])
-        logits_CV = workspace.take("logits", shape, dtype)
+        products, dtype = self._batch.products, self._x_CD.dtype
+        logits_CV = self._chunk_logits(dtype)
         self._base.forward(self._x_CD, logits_CV)
         for piece in self._chunk.pieces:
             a_ERD, (bt_ERV,), scale_E = self._batch.weights(piece.block, self._sites)
-            s_ELR = shrink(_view(self._x_CD, piece), a_ERD, scale_E)
-            _view(logits_CV, piece).baddbmm_(s_ELR, bt_ERV)
+            s_ELR = shrink(self._inputs(piece), a_ERD, scale_E, products)
+            products.add(_view(logits_CV, piece), s_ELR, bt_ERV)
             self._projections.append(s_ELR)
         if dtype != torch.float32:
-            logits_CV = workspace.take("logits", shape, torch.float32).copy_(logits_CV)
+            logits_CV = self._chunk_logits(torch.float32).copy_(logits_CV)
         if self._softcap:
             bend_CV = self._bend(logits_CV)
             torch.tanh(logits_CV.div_(self._softcap), out=bend_CV)
@@ -226,20 +225,20 @@ class _ChunkPass:
             dlogits_CV.mul_(bend_CV.square_().neg_().add_(1))
         dtype = self._x_CD.dtype
         if dtype != torch.float32:
-            shape = (dlogits_CV.shape[0], dlogits_CV.shape[1])
-            dlogits_CV = self._batch.workspace.take("logits", shape, dtype).copy_(dlogits_CV)
+            dlogits_CV = self._chunk_logits(dtype).copy_(dlogits_CV)
+        products = self._batch.products
         slopes_C1 = slopes_C.neg_()[:, None]
         dx_CD = self._base.backward_input(dlogits_CV).mul_(slopes_C1)
         for piece, s_ELR in zip(self._chunk.pieces, self._projections, strict=True):
             a_ERD, (bt_ERV,), scale_E = self._batch.weights(piece.block, self._sites)
             slopes_EL1, g_ELV = _view(slopes_C1, piece), _view(dlogits_CV, piece)
-            ds_ELR = shrink(g_ELV, bt_ERV, scale_E).mul_(slopes_EL1)
+            ds_ELR = shrink(g_ELV, bt_ERV, scale_E, products).mul_(slopes_EL1)
             if self._batch.stacks[piece.block.stack].planes:
                 da_ERD, (dbt_ERV,) = self._batch.planes(piece.block, self._sites)
                 write = weight_gradient if piece.is_first else add_weight_gradient
-                write(dbt_ERV, s_ELR.mul_(slopes_EL1), g_ELV)
-                write(da_ERD, ds_ELR, _view(self._x_CD, piece))
-            _view(dx_CD, piece).baddbmm_(ds_ELR, a_ERD)
+                write(dbt_ERV, s_ELR.mul_(slopes_EL1), g_ELV, products)
+                write(da_ERD, ds_ELR, self._inputs(piece), products)
+            products.add(_view(dx_CD, piece), ds_ELR, a_ERD)
         return dx_CD
 
     def _subtract_targets(self, probabilities_CV: Tensor) -> Tensor:
@@ -253,6 +252,15 @@ class _ChunkPass:
             soft.totals_C,
             (soft.pull_places_P, soft.pull_targets_P, soft.pull_weights_P),
         )
+
+    def _chunk_logits(self, dtype: torch.dtype) -> Tensor:
+        """Where the logits of a chunk are kept, [C, V]."""
+        num_rows, num_tokens = self._x_CD.shape[0], self._base.shape[0]
+        return self._batch.products.operand("logits", num_rows, num_tokens, dtype)
+
+    def _inputs(self, piece: Piece) -> Tensor:
+        """The hidden states of a piece, [E, L, D]."""
+        return self._batch.products.as_operand("x", _view(self._x_CD, piece))
 
     def _bend(self, logits_CV: Tensor) -> Tensor:
         """Where the tanh of capped logits is kept between forward and backward."""

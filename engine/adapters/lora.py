@@ -38,6 +38,7 @@ class LoraLinears:
         *,
         unit_order: Counts | None = None,
         is_deterministic: bool = False,
+        shares_weights: bool = False,
         workspace: Workspace | None = None,
     ) -> None:
         self.store = store
@@ -46,6 +47,7 @@ class LoraLinears:
         self.row_counts = row_counts
         self.unit_order = unit_order
         self.is_deterministic = is_deterministic
+        self.shares_weights = shares_weights
         self.workspace = workspace or Workspace(store.device)
         self._batches: dict[Targets, LoraBatch] = {}
         self._anchor: Tensor | None = None
@@ -66,6 +68,7 @@ class LoraLinears:
                 self.row_counts,
                 unit_order=self.unit_order,
                 is_deterministic=self.is_deterministic,
+                shares_weights=self.shares_weights,
                 workspace=self.workspace,
             )
         outputs: tuple[Tensor, ...] = _LoraGroup.apply(  # type: ignore[no-untyped-call]
@@ -111,10 +114,11 @@ class _LoraGroup(torch.autograd.Function):
             if not has:
                 continue
             a_ERD, bts_ERO, scale_E = batch.weights(block, sites)
-            s_ELR = shrink(rows.gather(x_TD, batch.workspace, "x"), a_ERD, scale_E)
+            x_ELD = rows.gather(x_TD, "x")
+            s_ELR = shrink(x_ELD, a_ERD, scale_E, batch.products)
             for index, bt_ERO in enumerate(bts_ERO):
                 left = _site(s_ELR, index, len(sites))
-                rows.add_product(spares[index], left, bt_ERO, batch.workspace)
+                rows.add_product(spares[index], left, bt_ERO)
             projections.append(s_ELR)
         ctx.batch, ctx.bases, ctx.sites, ctx.covered = batch, bases, sites, covered
         ctx.needs_spare = needs_spare
@@ -162,20 +166,20 @@ def _block_backward(
     """Write the planes of one block and add the adapters' part to dx."""
     a_ERD, bts_ERO, scale_E = batch.weights(block, sites)
     dys_ELO = [
-        None if dy is None else rows.gather(dy, batch.workspace, f"dy{index}")
-        for index, dy in enumerate(dys_TO)
+        None if dy is None else rows.gather(dy, f"dy{index}") for index, dy in enumerate(dys_TO)
     ]
-    ds_ELR = shrink_gradient(dys_ELO, bts_ERO, scale_E)
+    ds_ELR = shrink_gradient(dys_ELO, bts_ERO, scale_E, batch.products)
     if batch.stacks[block.stack].planes:
         da_ERD, dbts_ERO = batch.planes(block, sites)
         for index, (dy, dbt_ERO) in enumerate(zip(dys_ELO, dbts_ERO, strict=True)):
             if dy is None:
                 dbt_ERO.zero_()
             else:
-                weight_gradient(dbt_ERO, _site(s_ELR, index, len(sites)), dy)
-        weight_gradient(da_ERD, ds_ELR, rows.gather(x_TD, batch.workspace, "x"))
+                weight_gradient(dbt_ERO, _site(s_ELR, index, len(sites)), dy, batch.products)
+        x_ELD = rows.gather(x_TD, "x")
+        weight_gradient(da_ERD, ds_ELR, x_ELD, batch.products)
     if dx_TD is not None:
-        rows.add_product(dx_TD, ds_ELR, a_ERD, batch.workspace)
+        rows.add_product(dx_TD, ds_ELR, a_ERD)
 
 
 def _site(s_ELR: Tensor, index: int, num_sites: int) -> Tensor:

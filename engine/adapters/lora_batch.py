@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...kernels.lora import Rows
 from ...kernels.plan import Block, SegmentPlan, Stack, build_plan
+from ...kernels.products import Batched, Products, Separate
 from ...kernels.stack import StackLayout
 from ...kernels.workspace import Workspace
 from .store import AdapterStore, Run, WeightsVersion
@@ -47,6 +48,7 @@ class LoraBatch:
         unit_order: orders the units of one run in the sum of their gradients; default as they lie.
         is_deterministic: a unit's bits must not depend on its neighbours' presence.
         is_fine: pad units as little as possible, see `build_plan`.
+        shares_weights: units of one version read one copy of its weights; without runs only.
         workspace: buffers; one live batch with runs at a time may use it.
     """
 
@@ -61,15 +63,20 @@ class LoraBatch:
         unit_order: Counts | None = None,
         is_deterministic: bool = False,
         is_fine: bool = False,
+        shares_weights: bool = False,
         workspace: Workspace | None = None,
     ) -> None:
         self.store = store
         self.portion = portion
         self.workspace = workspace or Workspace(store.device)
+        is_exact = is_deterministic and store.device.type == "cpu"
+        self.products: Products = (Separate if is_exact else Batched)(self.workspace)
+        ids = [0 if version is None else version.id for version in versions]
         self.plan: SegmentPlan = build_plan(
             np.asarray(row_counts),
             [0 if version is None else version.rank for version in versions],
             [0 if version is None else version.targets & portion for version in versions],
+            adapters=ids if shares_weights else None,
             is_deterministic=is_deterministic,
             is_fine=is_fine,
         )
@@ -84,8 +91,10 @@ class LoraBatch:
         if num_rows < self.plan.num_rows:
             raise ValueError(f"{num_rows} rows, but the units have {self.plan.num_rows}")
         if num_rows not in self._rows:
-            device = self.store.device
-            self._rows[num_rows] = [Rows(block, num_rows, device) for block in self.plan.blocks]
+            device, products = self.store.device, self.products
+            self._rows[num_rows] = [
+                Rows(block, num_rows, device, products) for block in self.plan.blocks
+            ]
         return self._rows[num_rows]
 
     def covers(self, stack: int, site: int) -> bool:
@@ -96,8 +105,15 @@ class LoraBatch:
         """A of a whole group [E, G * R, D], Bt of its sites [E, R, O], and the scales [E]."""
         stack = self.stacks[block.stack]
         entries = slice(block.first, block.last)
-        bts = [stack.weights[site, False][entries] for site in sites]
-        return stack.weights[sites[0], True][entries], bts, stack.scales_E[entries]
+        a_ERD, *bts_ERO = (
+            stack.weights[key][entries]
+            for key in [(sites[0], True), *((site, False) for site in sites)]
+        )
+        scale_E = stack.scales_E[entries]
+        if block.repeats > 1:
+            a_ERD, *bts_ERO = (each.expand(block.repeats, -1, -1) for each in (a_ERD, *bts_ERO))
+            scale_E = scale_E.expand(block.repeats)
+        return a_ERD, bts_ERO, scale_E
 
     def planes(self, block: Block, sites: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         """Gradients of A [E, G * R, D] and of Bt [E, R, O], fp32, to be written."""

@@ -11,6 +11,7 @@ from weft.kernels.lora import (
     weight_gradient,
 )
 from weft.kernels.plan import Block, build_plan
+from weft.kernels.products import Batched, Products, Separate
 from weft.kernels.workspace import Workspace
 
 
@@ -18,42 +19,47 @@ def blocks_of(counts: list[int]) -> list[Block]:
     return list(build_plan(counts, [4] * len(counts), [1] * len(counts)).blocks)
 
 
-def test_whole_adjacent_rows_are_a_view() -> None:
-    x_TD = torch.randn(12, 3)
-    rows = Rows(blocks_of([6, 6])[0], 12, torch.device("cpu"))
+@pytest.fixture(params=[Batched, Separate])
+def products(request: pytest.FixtureRequest) -> Products:
+    made: Products = request.param(Workspace("cpu"))
+    return made
+
+
+def test_whole_adjacent_rows_are_a_view(products: Products) -> None:
+    x_TD = torch.randn(12, 16)
+    rows = Rows(blocks_of([6, 6])[0], 12, torch.device("cpu"), products)
     assert rows.is_view
-    gathered = rows.gather(x_TD, Workspace("cpu"), "x")
-    assert gathered.shape == (2, 6, 3)
+    gathered = rows.gather(x_TD, "x")
+    assert gathered.shape == (2, 6, 16)
     assert gathered.data_ptr() == x_TD.data_ptr()
 
 
-def test_padding_is_zero_and_goes_nowhere() -> None:
+def test_padding_is_zero_and_goes_nowhere(products: Products) -> None:
     x_TD = torch.randn(12, 3)
-    rows = Rows(blocks_of([5, 7])[0], 12, torch.device("cpu"))
-    workspace = Workspace("cpu")
-    workspace.take("x", (64, 3), torch.float32).fill_(float("nan"))
-    gathered = rows.gather(x_TD, workspace, "x")
+    rows = Rows(blocks_of([5, 7])[0], 12, torch.device("cpu"), products)
+    products.operand("x", 64, 3, torch.float32).fill_(float("nan"))
+    gathered = rows.gather(x_TD, "x")
     assert torch.equal(gathered[0, :5], x_TD[:5])
     assert torch.equal(gathered[1, :7], x_TD[5:])
     assert not gathered[0, 5:].any()
     assert not gathered[1, 7:].any()
     y_TO = torch.zeros(13, 2)
     left = torch.ones(2, 8, 1)
-    rows.add_product(y_TO, left, torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), workspace)
+    rows.add_product(y_TO, left, torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
     assert torch.equal(y_TO[:5], torch.tensor([1.0, 2.0]).expand(5, 2))
     assert torch.equal(y_TO[5:12], torch.tensor([3.0, 4.0]).expand(7, 2))
 
 
-def test_padding_is_zero_whatever_the_first_row_holds() -> None:
+def test_padding_is_zero_whatever_the_first_row_holds(products: Products) -> None:
     x_TD = torch.full((12, 3), float("nan"))
-    rows = Rows(blocks_of([5, 7])[0], 12, torch.device("cpu"))
-    gathered = rows.gather(x_TD, Workspace("cpu"), "x")
+    rows = Rows(blocks_of([5, 7])[0], 12, torch.device("cpu"), products)
+    gathered = rows.gather(x_TD, "x")
     assert not gathered[0, 5:].any()
     assert not gathered[1, 7:].any()
 
 
 @pytest.mark.parametrize("is_missing", [False, True])
-def test_gradients_of_a_group_are_those_of_autograd(is_missing: bool) -> None:
+def test_gradients_of_a_group_are_those_of_autograd(products: Products, is_missing: bool) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> torch.Tensor:
@@ -66,13 +72,13 @@ def test_gradients_of_a_group_are_those_of_autograd(is_missing: bool) -> None:
     s = (x @ a.transpose(1, 2)) * scale[:, None, None]
     ys = [s[:, :, :4] @ bts[0], s[:, :, 4:] @ bts[1]]
     torch.autograd.backward(ys[is_missing:], dys[is_missing:])
-    found_s = shrink(x, a.detach(), scale)
+    found_s = shrink(x, a.detach(), scale, products)
     torch.testing.assert_close(found_s, s.detach())
     given: list[torch.Tensor | None] = [None, dys[1]] if is_missing else list(dys)
-    ds = shrink_gradient(given, [bt.detach() for bt in bts], scale)
+    ds = shrink_gradient(given, [bt.detach() for bt in bts], scale, products)
     plane = torch.full((2, 8, 6), float("nan"))
-    weight_gradient(plane, ds, x)
+    weight_gradient(plane, ds, x, products)
     torch.testing.assert_close(plane, a.grad)
-    add_weight_gradient(plane, ds, x)
+    add_weight_gradient(plane, ds, x, products)
     assert a.grad is not None
     torch.testing.assert_close(plane, 2 * a.grad)
