@@ -168,7 +168,9 @@ class Accepting:
             raise Busy(f"{session.num_waiting} requests of the session wait")
         sampler = self._open_sampler(session, header.sampler_id, "")
         sampler.base_model = model
-        sampler.model_path = header.model_path
+        if header.model_path:
+            sampler.model_path = header.model_path
+            sampler.saved = self._books.catalog.find(header.model_path, session.tenant).created
         sampler.create = (header, message.frames)
         work = self._enter(session, None, header)
         work.sampler, work.model = sampler, model

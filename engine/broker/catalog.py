@@ -85,7 +85,7 @@ class Catalog:
         """
         parse_path(path)
         checkpoint = self._by_path.get(path)
-        if checkpoint is None or not (checkpoint.public or checkpoint.tenant == tenant):
+        if checkpoint is None or not checkpoint.is_readable_by(tenant):
             raise NotFound(f"no checkpoint {path}")
         return checkpoint
 
@@ -95,6 +95,11 @@ class Catalog:
         if checkpoint.tenant != tenant:
             raise NotFound(f"no checkpoint {path}")
         return checkpoint
+
+    def created(self, path: str) -> float | None:
+        """When a checkpoint was made, None when there is none."""
+        checkpoint = self._by_path.get(path)
+        return None if checkpoint is None else checkpoint.created
 
     def owners(self, session_id: str) -> Collection[str]:
         """The tenants that have checkpoints of the runs of a session."""

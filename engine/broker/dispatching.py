@@ -356,6 +356,10 @@ class Dispatcher:
 
     def _reopen(self, sampler: Sampler, reason: str) -> None:
         sampler.worker = None
+        saved = self._books.catalog.created(sampler.model_path)
+        if sampler.phase is Phase.OPEN and saved not in (None, sampler.saved):
+            sampler.create = None  # what is there now is not what it sampled from
+            reason = f"{reason}; {sampler.model_path} was saved anew since it was opened"
         create = sampler.create
         if create is None or sampler.phase is Phase.CLOSED:
             sampler.phase = Phase.LOST if sampler.phase is Phase.OPEN else sampler.phase

@@ -78,6 +78,7 @@ class Sampler:
         "phase",
         "run_id",
         "sampler_id",
+        "saved",
         "session",
         "tenant",
         "waiting",
@@ -90,6 +91,7 @@ class Sampler:
         self.tenant = session.tenant
         self.base_model = ""
         self.model_path = ""
+        self.saved = 0.0  # when the checkpoint was made that it was opened from
         self.run_id = ""
         self.worker: Worker | None = None
         self.phase = Phase.OPENING

@@ -41,6 +41,10 @@ class Checkpoint:
     unembed_site: str = ""  # name of the unembedding's site when it is trained
     public: bool = False  # everybody may read it who knows its path
 
+    def is_readable_by(self, tenant: str) -> bool:
+        """Whether a tenant may read it: its owner may, and of a public one everybody."""
+        return self.public or self.tenant == tenant
+
     def fields(self) -> dict[str, Any]:
         """What its owner is told."""
         parts = parse_path(self.path)

@@ -113,6 +113,8 @@ class JobRunner:
         handle = self._files.handle(job.path)
         try:
             record, contents = self._files.describe(job.path, handle)
+            if not (job.is_own or record.public):  # it was saved anew since the broker looked
+                raise NotFound(f"no checkpoint {job.path}")
             files = (
                 state_files(contents, None if job.is_own else _without_owner(record))
                 if job.form == "state"

@@ -146,14 +146,17 @@ class CheckpointFiles:
                 _copy(source, contents, record, temporary)
         return self.record(path)
 
-    def copy(self, path: str, /, **changes: Any) -> Checkpoint:
+    def copy(self, path: str, /, *, tenant: str, **changes: Any) -> Checkpoint:
         """Write a state again, under the path that is one of the `changes`; returns its record.
 
         Raises:
             Conflict: the new path is taken.
+            NotFound: there is no such state, or none that the copy's tenant may read.
         """
         with self.open(path) as (source, record, contents):
-            record = replace(record, **changes)
+            if not record.is_readable_by(tenant):
+                raise NotFound(f"no checkpoint {path}")
+            record = replace(record, tenant=tenant, **changes)
             self.write(record, lambda target, metadata: _copy(source, contents, record, target))
         return self.record(record.path)
 

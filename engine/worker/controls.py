@@ -57,11 +57,11 @@ class Controls:
             case SaveState():
                 return self._save_state(work, header)
             case LoadState():
-                return self._load_state(header)
+                return self._load_state(work, header)
             case SaveForSampler():
                 return self._save_for_sampler(work, header)
             case CreateSampler():
-                return self._create_sampler(header)
+                return self._create_sampler(work, header)
             case _:
                 raise BadRequest(f"a worker does not serve {header.kind!r}")
 
@@ -76,7 +76,7 @@ class Controls:
             "train_unembed": header.train_unembed,
         }
         if header.from_path:
-            record, tensors = load_tensors(self._files, header.from_path)
+            record, tensors = self._read(work, header.from_path)
             fields = {key: getattr(record, key) for key in fields}
         run = self._store.create(seed=header.seed, **fields)
         try:
@@ -121,9 +121,9 @@ class Controls:
         record = replace(record, step=step, has_optimizer=header.include_optimizer)
         return self._save(record, tensors, header.overwrite)
 
-    def _load_state(self, header: LoadState) -> dict[str, Any]:
+    def _load_state(self, work: CommandWork, header: LoadState) -> dict[str, Any]:
         held = self._runs.run(header.run_id)
-        record, tensors = load_tensors(self._files, header.path)
+        record, tensors = self._read(work, header.path)
         shape = (held.run.rank, held.train_attn, held.train_mlp, held.train_unembed)
         saved = (record.rank, record.train_attn, record.train_mlp, record.train_unembed)
         if shape != saved or held.run.alpha != record.alpha:
@@ -152,11 +152,11 @@ class Controls:
             result["sampler_id"] = header.sampler_id
         return result
 
-    def _create_sampler(self, header: CreateSampler) -> dict[str, Any]:
+    def _create_sampler(self, work: CommandWork, header: CreateSampler) -> dict[str, Any]:
         if not header.model_path:
             self._add_sampler(header.sampler_id, None)
             return {"sampler_id": header.sampler_id, "base_model": self._model_name}
-        record, tensors = load_tensors(self._files, header.model_path)
+        record, tensors = self._read(work, header.model_path)
         self._check_model(header.model_path, record)
         weights = {name: tensor for name, tensor in tensors.items() if not is_moment(name)}
         version = self._store.import_weights(
@@ -177,6 +177,13 @@ class Controls:
             if version is not None:
                 self._store.release(version)
             raise
+
+    def _read(self, work: CommandWork, path: str) -> tuple[Checkpoint, dict[str, Tensor]]:
+        """A checkpoint as it is now: since the broker looked, its owner may have saved it anew."""
+        record, tensors = load_tensors(self._files, path)
+        if not record.is_readable_by(_tenant(work)):
+            raise NotFound(f"no checkpoint {path}")
+        return record, tensors
 
     def _import(
         self,
@@ -213,7 +220,7 @@ class Controls:
         unembed = next((s.name for s in self._store.sites if s.family == "unembed"), "")
         return Checkpoint(
             path=saved_path(header),
-            tenant=work.origin.lane.rpartition("/")[0],
+            tenant=_tenant(work),
             base_model=self._model_name,
             rank=held.run.rank,
             alpha=held.run.alpha,
@@ -227,3 +234,7 @@ class Controls:
             expires=created + header.ttl_s if header.ttl_s else 0.0,
             unembed_site=unembed if held.train_unembed else "",
         )
+
+
+def _tenant(work: CommandWork) -> str:
+    return work.origin.lane.rpartition("/")[0]

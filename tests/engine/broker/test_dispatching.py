@@ -12,6 +12,7 @@ from core_bench import (
     SESSION,
     WORKER,
     CoreBench,
+    checkpoint,
     create_run,
     create_sampler,
     dispatched,
@@ -25,10 +26,11 @@ from core_bench import (
 
 from weft.client import wire
 from weft.client.limits import limit
-from weft.client.messages import CloseRun, Goodbye, Reply
+from weft.client.messages import CloseRun, Failure, Goodbye, Reply
 from weft.client.worker_messages import Dispatch, Done, Failed, Withdraw, WorkerHello, WorkerReady
 from weft.engine.broker.events import (
     Action,
+    CatalogLoaded,
     ToClient,
     ToWorker,
     WorkerGone,
@@ -353,6 +355,25 @@ def test_a_reopened_sampler_that_fails_fails_its_samples() -> None:
     bench.add_worker("w1", SECOND)
     bench.handle(WorkerGone("w0", "it died"))
     assert told(bench.fail("out_of_memory", peer=SECOND)) == [(5, "out_of_memory")]
+
+
+def test_a_sampler_whose_checkpoint_was_saved_anew_is_lost_with_its_worker() -> None:
+    bench = ready_bench()
+    bench.handle(CatalogLoaded((checkpoint("a"), checkpoint("b"))))
+    for number, name in enumerate("ab"):
+        path, sampler_id = f"weft://{RUN}/weights/{name}", f"{SESSION}:sample:{number}"
+        bench.say(create_sampler(number + 2, sampler_id=sampler_id, model_path=path))
+        bench.finish(base_model="tiny")
+    anew = (checkpoint("a", created=2.0), checkpoint("b", expires=9e9))
+    bench.handle(CatalogLoaded(anew))
+    bench.handle(WorkerGone("w0", "it died"))
+    asked = [sample(5 + n, sampler_id=f"{SESSION}:sample:{n}") for n in (0, 1)]
+    (refused,) = bench.say(asked[0])
+    assert isinstance(refused, ToClient)
+    assert isinstance(refused.header, Failure)
+    assert refused.header.code == "run_lost"
+    assert "weights/a was saved anew since it was opened" in refused.header.detail
+    assert bench.say(asked[1]) == []  # it waits for a worker
 
 
 def test_two_lost_workers_in_turn_lose_no_sample() -> None:

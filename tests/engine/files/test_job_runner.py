@@ -173,6 +173,7 @@ def test_who_may_read_a_state_is_kept_in_its_file(bench: Bench) -> None:
 
 def test_a_state_is_sent_to_others_without_its_owner_and_notes(bench: Bench) -> None:
     bench.upload(make_adapter(), tenant="local-1234", user_metadata={"secret": "note"})
+    bench.runner.carry_out(PublishState(PATH, True))
     opened = bench.runner.carry_out(OpenState(2, PATH, "state", "include", "", False))
     ((_, size),) = opened.result["files"]
     data = bench.runner.carry_out(ReadBytes(2, 0, size)).data
@@ -214,6 +215,18 @@ def test_a_copy_has_a_time_of_its_own_and_never_replaces(bench: Bench) -> None:
     with pytest.raises(NotFound):
         bench.runner.carry_out(CopyState(f"weft://{RUN}/weights/x", target + "2", "local", 0, {}))
     assert len(bench.names()) == 2
+
+
+def test_what_was_saved_anew_and_privately_is_not_read_by_others(bench: Bench) -> None:
+    bench.upload(make_adapter())  # the broker has looked at a public one of this name before
+    target = f"weft://{RUN}/weights/b"
+    for job in (
+        OpenState(2, PATH, "peft", "include", "", is_own=False),
+        CopyState(PATH, target, "somebody", 0, {}),
+    ):
+        with pytest.raises(NotFound, match=f"no checkpoint {PATH}"):
+            bench.runner.carry_out(job)
+    assert [record.path for record in bench.files.scan()] == [PATH]
 
 
 def test_the_size_of_external_weights_is_that_of_their_adapter(bench: Bench) -> None:
