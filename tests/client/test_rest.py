@@ -62,6 +62,7 @@ def entry(number: int) -> dict[str, Any]:
 SESSION_FIELDS = {
     "opened": 5.0,
     "is_ended": True,
+    "ending": "done",
     "display_name": "Mine",
     "tags": ["x"],
     "user_metadata": {"a": "b"},
@@ -180,6 +181,7 @@ def test_a_session_is_told_whole(rest: RestClient) -> None:
         tags=["x"],
         opened=5.0,
         is_ended=True,
+        ending="done",
     )
 
 
