@@ -17,7 +17,7 @@ from ...client.limits import LIMITS, limit
 from ...client.wire import Malformed
 from ..logs import log_fields, with_fields
 from .call import Call, Gateway, Reply, Route
-from .compression import decompress
+from .compression import begin_of, decompress
 from .config import is_loopback
 from .counters import UNMATCHED
 from .errors import Unserved, http_body, http_headers, http_status
@@ -28,12 +28,14 @@ log = logging.getLogger(__name__)
 KEY_HEADER = "X-API-Key"
 _MAX_BODY = limit("body_bytes")
 _BODY_S = LIMITS["body_s"].default
+_BEGIN_BYTES = 4096  # of a body that is refused: they name its run and number
 _PIECE = 256 << 10  # bytes of a long response that are handed out at a time
 
 _GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
 _UNSERVED: web.AppKey[set[str]] = web.AppKey("unserved", set[str])  # that the log has told of
 _TENANT: web.RequestKey[str] = web.RequestKey("tenant", str)
 _FIELDS: web.RequestKey[dict[str, str]] = web.RequestKey("fields", dict[str, str])
+_BEGIN: web.RequestKey[bytes] = web.RequestKey("begin", bytes)  # of the body, unpacked
 _RECEIVED: web.RequestKey[int] = web.RequestKey("received", int)  # bytes of the body
 
 
@@ -54,27 +56,30 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
     request[_TENANT] = door.tenant
     with door.used(), log_fields(tenant=door.tenant, method=route.method, route=route.path):
         load = gateway.sessions.load
+        call = Call(
+            gateway=gateway,
+            door=door,
+            body=b"",
+            parts=request.match_info,
+            query=_query_of(request),
+            headers=request.headers,
+            origin=gateway.public_url or f"{request.scheme}://{request.host}",
+            is_near=not gateway.public_url and is_loopback(request.remote or ""),
+        )
+        request[_FIELDS] = call.fields
         try:
-            body = await _read(request, load, door.tenant)
+            body = call.body = await _read(request, load, door.tenant)
         except WeftError as error:
             gateway.counters.refused_body(error.code)
+            if error.code == "too_large" and route.takes_begin:
+                call.body, call.refusal = request[_BEGIN], error
+                await route.handler(call)
             raise
         try:
-            call = Call(
-                gateway=gateway,
-                door=door,
-                body=body,
-                parts=request.match_info,
-                query=_query_of(request),
-                headers=request.headers,
-                origin=gateway.public_url or f"{request.scheme}://{request.host}",
-                is_near=not gateway.public_url and is_loopback(request.remote or ""),
-            )
-            request[_FIELDS] = call.fields
             reply = await route.handler(call)
         finally:
             load.add(door.tenant, -len(body))
-            del body
+            call.body = body = b""
         return await _send(request, reply)
 
 
@@ -118,22 +123,23 @@ async def _send(request: web.Request, reply: Reply) -> web.StreamResponse:
 
 async def _read(request: web.Request, load: Load, tenant: str) -> bytes:
     """The body, unpacked; its bytes are counted among those that are under way."""
-    if (request.content_length or 0) > _MAX_BODY:
-        raise _too_large(request.content_length or 0)
+    encoding = request.headers.get("Content-Encoding", "")
     pieces: list[bytes] = []
     taken = 0
     try:
         async with asyncio.timeout(_BODY_S):
             async for piece in request.content.iter_any():
-                if taken + len(piece) > _MAX_BODY:
-                    raise _too_large(taken + len(piece))
+                if not pieces:
+                    request[_BEGIN] = begin_of(piece, encoding, _BEGIN_BYTES)
+                if max(taken + len(piece), request.content_length or 0) > _MAX_BODY:
+                    raise _too_large(max(taken + len(piece), request.content_length or 0))
                 load.take(tenant, len(piece))
                 taken += len(piece)
                 pieces.append(piece)
         request[_RECEIVED] = taken
         packed = b"".join(pieces)
         pieces.clear()
-        body = decompress(packed, request.headers.get("Content-Encoding", ""), _MAX_BODY)
+        body = decompress(packed, encoding, _MAX_BODY)
         load.take(tenant, len(body) - taken)
     except BaseException as error:
         load.add(tenant, -taken)

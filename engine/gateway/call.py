@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ...client.errors import WeftError
 from ...client.messages import Query
 from .counters import GatewayCounters
 from .doors import Door, Doors
@@ -53,6 +54,7 @@ class Call:
     origin: str  # scheme and host under which the caller reached us
     is_near: bool  # on this machine, as far as can be seen
     fields: dict[str, str] = field(default_factory=dict)  # ids for the log
+    refusal: WeftError | None = None  # of the body, of which only the begin is here
 
     async def session(self, session_id: str) -> Session:
         """A session of the caller; raises NotFound."""
@@ -81,6 +83,8 @@ class Route:
     method: str
     path: str  # with names in braces, as aiohttp writes them
     handler: Handler
+    # It is called with the begin of a body that is too large, too, to use its number up.
+    takes_begin: bool = False
 
 
 def json_reply(value: object) -> Reply:

@@ -1,5 +1,7 @@
 """Compressed bodies, unpacked under a bound: what would become too large is refused on the way."""
 
+from contextlib import suppress
+
 import zstandard
 
 from ...client.errors import BadRequest
@@ -34,6 +36,16 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     if len(found) > max_bytes:
         raise _too_large(max_bytes)
     return found
+
+
+def begin_of(body: bytes, encoding: str, num_bytes: int) -> bytes:
+    """The first bytes of a body of which perhaps not all has come; never raises."""
+    if encoding != "zstd":
+        return body[:num_bytes]
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    with suppress(zstandard.ZstdError), decompressor.stream_reader(body) as reader:
+        return reader.read(num_bytes)
+    return b""
 
 
 def _unpack(body: bytes, max_bytes: int) -> bytes:

@@ -272,6 +272,9 @@ class _Numbered:
         session = await self._call.owner_of(run_id)
         if len(session.line) >= _MAX_WAITING:
             raise Busy(f"{len(session.line)} requests of the session wait for their answers")
+        if self._call.refusal is not None:
+            session.line.void(run_id, seq)
+            raise self._call.refusal
         self._place = _Place(session, run_id, seq)
         return self._place
 
@@ -335,7 +338,7 @@ ROUTES = [
     Route("POST", "/api/v1/create_model", create_model),
     Route("POST", "/api/v1/load_weights", load_weights),
     Route("POST", "/api/v1/get_info", get_info),
-    Route("POST", "/api/v1/forward_backward", forward_backward),
+    Route("POST", "/api/v1/forward_backward", forward_backward, takes_begin=True),
     Route("POST", "/api/v1/optim_step", optim_step),
     Route("POST", "/api/v1/save_weights", save_weights),
     Route("POST", "/api/v1/save_weights_for_sampler", save_weights_for_sampler),

@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import zstandard
 from gateways import Caller, Stand, model_fields, pass_body, sample_fields, step_fields
 
-from weft.engine.gateway import training_routes
+from weft.engine.gateway import app, training_routes
 from weft.engine.gateway.names import request_number
 
 Build = Callable[..., Stand]
@@ -134,6 +135,18 @@ def test_a_refused_post_uses_its_number_up(caller: Caller, run_id: str, what: st
     answer = caller.post(route, body)
     assert 400 <= answer.status < 500, answer
     assert answer.status not in (408, 409, 429)
+    assert steps(caller, run_id, 2) == 1
+
+
+@pytest.mark.parametrize("encoding", ["", "zstd"])
+def test_a_pass_that_is_too_large_uses_its_number_up(
+    caller: Caller, run_id: str, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr(app, "_MAX_BODY", 10_000)
+    body = pass_body(run_id, 1) + bytes(20_000)
+    packed = zstandard.compress(body) if encoding else body
+    refused = caller.post("forward_backward", packed, Content_Encoding=encoding)
+    assert (refused.status, refused.json["code"]) == (400, "too_large")
     assert steps(caller, run_id, 2) == 1
 
 
