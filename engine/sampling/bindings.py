@@ -45,6 +45,7 @@ class Bindings:
             [None] * len(versions),
             counts,
             is_deterministic=self._is_deterministic,
+            shares_weights=True,
             workspace=self._workspace,
         )
         self._kept[place] = (key, linears)

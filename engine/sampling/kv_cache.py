@@ -112,6 +112,7 @@ class PagedAttention:
         fresh: new rows of each sequence, at least 1, [N]; the step's rows are the sequences' in
             this order.
         padding: rows after those, that belong to nobody; their result is zero.
+        is_deterministic: the bits of a sequence must not depend on how many others there are.
     """
 
     def __init__(
@@ -121,8 +122,11 @@ class PagedAttention:
         cached: np.ndarray,
         fresh: np.ndarray,
         padding: int = 0,
+        *,
+        is_deterministic: bool = False,
     ) -> None:
         self._cache = cache
+        self._is_exact = is_deterministic and cache.storage.device.type == "cpu"
         size, device = cache.page_size, cache.storage.device
         heads = cache.storage.shape[3]
         ends = np.cumsum(fresh)
@@ -172,9 +176,9 @@ class PagedAttention:
         k_NGLK, v_NGLK = pages.view(2, N, G, -1, K)
         q_NQHK = q_THK.index_select(0, bucket.query_rows).view(N, Q, H, K)
         if form is None:
-            out = _plain(q_NQHK, k_NGLK, v_NGLK, bucket.mask)
+            out = _plain(q_NQHK, k_NGLK, v_NGLK, bucket.mask, self._is_exact)
         elif form.is_plain(k_NGLK.shape[2]):
-            out = _plain(form.scaled(q_NQHK), k_NGLK, v_NGLK, bucket.mask)
+            out = _plain(form.scaled(q_NQHK), k_NGLK, v_NGLK, bucket.mask, self._is_exact)
         else:
             if place not in self._last_CQ:
                 last_CQ = torch.from_numpy(np.repeat(bucket.last, G, axis=0))
@@ -243,20 +247,43 @@ class PagedAttention:
         )
 
 
-def _plain(q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, mask: Tensor | None) -> Tensor:
+def _plain(
+    q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, mask: Tensor | None, is_exact: bool
+) -> Tensor:
     """Plain causal attention of a bucket, [N, Q, H, K] or that much in another shape."""
     (N, Q, H, K), G = q_NQHK.shape, k_NGLK.shape[1]
+    attend = _attend_exactly if is_exact else F.scaled_dot_product_attention
     if Q == 1:  # the heads that share keys are queries of one head: no key is repeated
-        q = q_NQHK.view(N, G, H // G, K)
-        return F.scaled_dot_product_attention(q, k_NGLK, v_NGLK, attn_mask=mask)
-    return F.scaled_dot_product_attention(
+        return attend(q_NQHK.view(N, G, H // G, K), k_NGLK, v_NGLK, attn_mask=mask)
+    out_NHQK = attend(
         q_NQHK.transpose(1, 2),
         k_NGLK,
         v_NGLK,
         attn_mask=mask,
         is_causal=mask is None,
         enable_gqa=H != G,
-    ).transpose(1, 2)
+    )
+    return out_NHQK.transpose(1, 2)
+
+
+def _attend_exactly(
+    q_NHQK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, attn_mask: Tensor | None, **options: bool
+) -> Tensor:
+    """The same, but that no bit depends on which thread has which head of which sequence.
+
+    PyTorch gives each thread Q * (keys + K + 2) floats to work in. With an odd Q those of some
+    threads start where MKL's kernels sum in another order (pages and heads are even). And a single
+    head is shared among the threads.
+    """
+    num_sequences, num_heads, num_queries = q_NHQK.shape[:3]
+    if num_queries % 2:
+        q_NHQK = torch.cat([q_NHQK, q_NHQK[:, :, -1:]], 2)
+        if attn_mask is not None and num_queries > 1:
+            attn_mask = torch.cat([attn_mask, attn_mask[:, :, -1:]], 2)
+    if num_sequences * num_heads == 1:
+        q_NHQK, k_NGLK, v_NGLK = (x.expand(2, -1, -1, -1) for x in (q_NHQK, k_NGLK, v_NGLK))
+    out = F.scaled_dot_product_attention(q_NHQK, k_NGLK, v_NGLK, attn_mask=attn_mask, **options)
+    return out[:num_sequences, :, :num_queries]
 
 
 def _formed(

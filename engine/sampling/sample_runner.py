@@ -23,6 +23,7 @@ class SampleRunner:
     ) -> None:
         self._model = model
         self._cache = cache
+        self._is_deterministic = is_deterministic
         self._bindings = Bindings(store, is_deterministic=is_deterministic)
         self._head = SampleHead(model, self._bindings, is_deterministic=is_deterministic)
 
@@ -34,7 +35,12 @@ class SampleRunner:
         bitwise in deterministic mode).
         """
         attention = PagedAttention(
-            self._cache, step.tables_NP, step.cached_N, step.fresh_N, step.padding
+            self._cache,
+            step.tables_NP,
+            step.cached_N,
+            step.fresh_N,
+            step.padding,
+            is_deterministic=self._is_deterministic,
         )
         hidden_TD = self._model.forward(
             self._to_device(step.tokens_T),
