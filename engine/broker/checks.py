@@ -19,6 +19,7 @@ from ...client.messages import (
     SaveForSampler,
     SaveState,
 )
+from ...client.model_cards import find_card
 from ...client.paths import check_name, format_run_id
 from ...client.ttl import check_ttl
 from ..files.checkpoint import Checkpoint, saved_path
@@ -111,6 +112,19 @@ def create_model(books: Books, session: Session, header: CreateRun) -> str:
     return header.base_model
 
 
+def check_base(header: CreateRun, model: str, card: ModelCard) -> None:
+    """Raise BadRequest when a run is to begin from a state and names another base model.
+
+    Args:
+        header: of the run.
+        model: what the run needs.
+        card: a model that either may be a name of.
+    """
+    is_same = {header.base_model, model} <= {card.name, *card.aliases}
+    if header.from_path and header.base_model not in ("", model) and not is_same:
+        raise BadRequest(f"{header.from_path} belongs to {model!r}, not {header.base_model!r}")
+
+
 def _check_pass(header: ForwardBackward) -> None:
     find_loss(header.loss_fn)
     if not 0 <= header.part < header.num_parts:
@@ -140,16 +154,14 @@ def _check_create(books: Books, session: Session, header: CreateRun) -> None:
     if header.seq != 0:
         raise BadRequest(f"create_run has number {header.seq}, not 0")
     model = create_model(books, session, header)
+    card = find_card(books.workers.models(), model)
     if header.from_path:
-        if header.base_model in ("", model) or not books.workers.models():
-            return
-        card = _card(books, header.base_model)
-        if card is None or model not in (card.name, *card.aliases):
-            raise BadRequest(f"{header.from_path} belongs to {model!r}, not {header.base_model!r}")
+        card = card or find_card(books.workers.models(), header.base_model)
+        if card is not None:  # otherwise when a worker has loaded
+            check_base(header, model, card)
         return
     if header.with_optimizer:
         raise BadRequest("with_optimizer needs from_path, the state that has it")
-    card = _card(books, model)
     max_rank = card.max_rank if card is not None else MAX_RANK
     if not 1 <= header.rank <= max_rank:
         raise BadRequest(f"rank is {header.rank}, not 1 to {max_rank}")
@@ -161,13 +173,6 @@ def _check_create(books: Books, session: Session, header: CreateRun) -> None:
                 f"{card.name!r} has no {family} linears that can be adapted (train_{family}); "
                 f"it has {', '.join(card.targets)}"
             )
-
-
-def _card(books: Books, model: str) -> ModelCard | None:
-    for card in books.workers.models():
-        if model == card.name or model in card.aliases:
-            return card
-    return None
 
 
 def check_free(books: Books, session: Session, path: str, overwrite: bool) -> None:

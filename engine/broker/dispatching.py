@@ -1,5 +1,6 @@
 """Which worker does what, and when: placement, fair lanes under credit, and the loss of workers."""
 
+from ...client.errors import BadRequest
 from ...client.limits import limit
 from ...client.messages import (
     Command,
@@ -11,6 +12,7 @@ from ...client.messages import (
 from ...client.worker_messages import Dispatch, Done, Failed, Underway, Withdraw, WorkerReady
 from .answers import Answers
 from .books import Books
+from .checks import check_base
 from .events import Frames, ToWorker, WorkerLost
 from .journal import Placed
 from .leases import Phase, Run, Sampler, Window, Worker
@@ -41,6 +43,12 @@ class Dispatcher:
             if worker is None:
                 self._wait(work)
                 return
+            if isinstance(work.header, CreateRun) and worker.model is not None:
+                try:
+                    check_base(work.header, work.model, worker.model)
+                except BadRequest as error:  # no worker could tell before
+                    self._outcomes.failed(work, error.code, str(error))
+                    return
             self._assign(work, worker)
         elif isinstance(holder, Sampler) and holder.phase is Phase.OPENING:
             holder.waiting.append(work)

@@ -95,6 +95,18 @@ def test_an_unknown_model_waits_for_a_worker_that_still_loads() -> None:
     assert peers(bench.work(ready, peer=SECOND)) == [SECOND]
 
 
+def test_the_model_that_a_run_names_beside_a_state_is_looked_at_once_one_is_loaded() -> None:
+    bench = CoreBench()
+    bench.hello()
+    bench.handle(CatalogLoaded((checkpoint("a"),)))
+    for number, name in enumerate(("other", "org/tiny", "")):
+        run = replace(run_of(number), from_path=f"weft://{RUN}/weights/a", base_model=name)
+        assert told(bench.say(run)) == []
+    actions = bench.add_worker()
+    assert told(actions) == [(100, "bad_request")]
+    assert peers(actions) == [WORKER, WORKER]
+
+
 def test_runs_go_to_the_worker_that_holds_fewest() -> None:
     bench = CoreBench()
     bench.hello()
