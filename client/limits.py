@@ -26,7 +26,7 @@ LIMITS: dict[str, Limit] = {
     "request_ids": Limit(4096, "count", "malformed", "ids of one resume, known or ack"),
     "explained_ids": Limit(64, "count", "too_large", "requests of one explain"),
     "stops": Limit(256, "count", "too_large", "stop tokens or stop strings of one request"),
-    "name_length": Limit(128, "count", "bad_request", "characters of a checkpoint's name"),
+    "name_length": Limit(128, "count", "bad_request", "characters of a name, or of a tag"),
     "metadata_items": Limit(64, "count", "bad_request", "entries of a user_metadata"),
     "metadata_length": Limit(1024, "count", "bad_request", "characters of one metadata value"),
     # A call.

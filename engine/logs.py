@@ -28,8 +28,8 @@ MAX_VALUE = 2000  # characters of one field
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _attached: ContextVar[Mapping[str, Any]] = ContextVar("weft_log_fields", default=_NOTHING)
-# Whoever writes a line break into a name could otherwise write lines of a log.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85, 0x2028, 0x2029)}
+# Whoever writes a line break or a terminal's control into a name could otherwise forge a log.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 def with_fields(**fields: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .sessions import Session
 
 MAX_ITEMS = limit("metadata_items")
 MAX_LENGTH = limit("metadata_length")
+MAX_TAG = limit("name_length")  # all tags of a session fit into an answer beside its runs
 
 _OPERATOR_ASKS = ("capabilities", "status", "metrics")
 
@@ -157,11 +158,12 @@ def _check_texts(header: Hello) -> None:
         if len(entries) > MAX_ITEMS:
             raise BadRequest(f"{name} has {len(entries)} entries, at most {MAX_ITEMS}")
     texts = {
-        "user_metadata": [*header.user_metadata, *header.user_metadata.values()],
-        "tags": header.tags,
-        "display_name": [header.display_name],
+        "user_metadata": ([*header.user_metadata, *header.user_metadata.values()], MAX_LENGTH),
+        "tags": (header.tags, MAX_TAG),
+        "display_name": ([header.display_name], MAX_LENGTH),
+        "client": ([header.client], MAX_LENGTH),
     }
-    for name, values in texts.items():
+    for name, (values, most) in texts.items():
         longest = max(map(len, values), default=0)
-        if longest > MAX_LENGTH:
-            raise BadRequest(f"{name} holds {longest} characters, at most {MAX_LENGTH}")
+        if longest > most:
+            raise BadRequest(f"{name} holds {longest} characters, at most {most}")

@@ -123,12 +123,13 @@ def test_what_a_client_says_of_itself_is_taken_at_its_first_hello() -> None:
     "fields",
     [
         {"display_name": "x" * 1025},
-        {"tags": ["x" * 1025]},
+        {"tags": ["x" * 129]},
+        {"client": "x" * 1025},
         {"tags": ["x"] * 65},
         {"user_metadata": {"a": "x" * 1025}},
         {"user_metadata": {str(i): "" for i in range(65)}},
     ],
-    ids=["long name", "long tag", "many tags", "long value", "many entries"],
+    ids=["long name", "long tag", "long client", "many tags", "long value", "many entries"],
 )
 def test_what_a_client_says_of_itself_is_bounded(fields: dict[str, Any]) -> None:
     assert told(CoreBench().say(hello(**fields))) == [(0, "bad_request")]

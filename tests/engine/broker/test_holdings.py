@@ -22,6 +22,7 @@ from core_bench import (
 )
 
 from weft.client import wire
+from weft.client.limits import limit
 from weft.client.messages import CloseSampler, Goodbye, Hello, Query, Reply
 from weft.engine.broker.events import CatalogLoaded, ToClient
 from weft.engine.files.checkpoint import Checkpoint
@@ -259,6 +260,18 @@ def test_a_session_with_more_runs_than_fit_is_told_in_pages() -> None:
         found += page["run_ids"]
         offset = page["next"]
     assert found == [run_id(n) for n in reversed(range(2000))]
+
+
+def test_a_session_that_says_all_it_may_of_itself_is_told_with_its_runs() -> None:
+    bench = restarted(*(saved(n) for n in range(2000)))
+    wide = "\U0001f9f5"  # of four bytes
+    tags, name = [wide * limit("name_length")] * 64, wide * 1024
+    hello = Hello(versions=[1], session_id=SESSION, tags=tags, display_name=name)
+    bench.say(hello, peer=OTHER_CLIENT)
+    bench.say(Goodbye(ending=name), peer=OTHER_CLIENT)
+    found = ask(bench, "session", SESSION)
+    assert (found["tags"], found["display_name"], found["ending"]) == (tags, name, name)
+    assert len(found["run_ids"]) > 100
 
 
 @pytest.mark.parametrize("subject", ["", SESSION[:31], RUN, f"{SESSION}:train"])
