@@ -20,7 +20,7 @@ from .events import EventStream
 from .futures import APIFuture
 from .link import CLIENT, Link
 from .loop import Loop, Sink, nothing
-from .messages import SPOKEN_VERSIONS, Command, Hello, Request, Sample, Watch, Welcome
+from .messages import SPOKEN_VERSIONS, Command, Hello, Request, Watch, Welcome
 from .waiting_line import WaitingLine
 from .watching import RequestWatch
 from .wire import Buffer
@@ -108,7 +108,8 @@ class Connection:
         """
         self.check_process()
         messages = tuple(
-            (_encode(header, parts), *parts) for header, parts in zip(headers, frames, strict=True)
+            (wire.encode_request(header, parts), *parts)
+            for header, parts in zip(headers, frames, strict=True)
         )
         first = headers[0]
         order = (first.run_id, first.seq) if isinstance(first, Command) else None
@@ -166,12 +167,6 @@ class Connection:
         """End the session; what is not answered fails. Safe to repeat."""
         if os.getpid() == self._loop.pid:
             self._finalizer()
-
-
-def _encode(header: Request, frames: Sequence[Buffer]) -> bytes:
-    if isinstance(header, Command | Sample):
-        return wire.encode_signed(header, frames)
-    return wire.encode(header)
 
 
 def _stop(loop: Loop) -> None:

@@ -15,6 +15,7 @@ from .errors import BadRequest, NotFound
 from .futures import APIFuture
 from .limits import limit
 from .messages import ModelCard, Query, Request
+from .model_cards import find_card
 from .paths import format_run_id, format_sampler_id
 
 T = TypeVar("T")
@@ -113,10 +114,10 @@ class Session:
         """
         welcome = self.connection.welcome()
         cards = [] if welcome is None else welcome.models
-        found = _match(cards, base_model)
+        found = find_card(cards, base_model)
         if found is None:
             cards = read_cards(self.query("capabilities").result())
-            found = _match(cards, base_model)
+            found = find_card(cards, base_model)
         if found is None:
             names = ", ".join(card.name for card in cards) or "no model yet"
             raise NotFound(f"unknown model {base_model!r}; the server has {names}")
@@ -136,10 +137,6 @@ def _restore(address: str, api_key: str) -> Session:
 def read_cards(result: Mapping[str, Any]) -> list[ModelCard]:
     """The model cards of an answer to the query `capabilities`."""
     return [ModelCard(**card) for card in result["models"]]
-
-
-def _match(cards: Sequence[ModelCard], name: str) -> ModelCard | None:
-    return next((card for card in cards if name == card.name or name in card.aliases), None)
 
 
 def require_key(api_key: object) -> None:

@@ -16,7 +16,7 @@ import msgpack  # pyright: ignore[reportMissingTypeStubs]
 from . import file_messages, messages, worker_messages
 from .errors import BadRequest
 from .limits import limit
-from .messages import Array, Command, Header, Sample
+from .messages import Array, Command, Header, Request, Sample
 
 Buffer = bytes | bytearray | memoryview
 
@@ -94,6 +94,13 @@ def encode_signed(header: Command | Sample, frames: Sequence[Buffer]) -> bytes:
     fields["digest"] = _digest(fields, frames)
     fields["request_id"] = header.request_id
     return _pack(fields, header.kind)
+
+
+def encode_request(header: Request, frames: Sequence[Buffer]) -> bytes:
+    """Encode a request with what follows it; those that have a digest get it."""
+    if isinstance(header, Command | Sample):
+        return encode_signed(header, frames)
+    return encode(header)
 
 
 def _digest(fields: dict[str, Any], frames: Sequence[Buffer]) -> bytes:

@@ -11,7 +11,8 @@ from ...client.messages import Query
 from .counters import GatewayCounters
 from .doors import Door, Doors
 from .downloads import FileLinks
-from .sessions import Session, Sessions
+from .session import Session
+from .sessions import Sessions
 
 T = TypeVar("T")
 

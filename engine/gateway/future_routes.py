@@ -8,7 +8,7 @@ from . import bodies
 from .call import JSON, Call, Reply, Route, json_reply
 from .futures import Future
 from .names import future_id, parse_future_id
-from .sessions import Session
+from .session import Session
 
 INLINE_BYTES = 65_536  # of an answer that is sent although the SDK asked for its size first
 _PAUSED = ("paused", "busy", "connecting", "reconnecting")

@@ -35,7 +35,7 @@ from ...client.answers import read_result
 from ...client.errors import BadRequest, WeftError, from_code
 from ...client.limits import LIMITS, limit
 from ...client.link import Link
-from ...client.messages import Cancel, Command, Explain, Hello, Request, Sample, Void, Welcome
+from ...client.messages import Cancel, Command, Explain, Hello, Request, Void, Welcome
 from ...client.waiting import Reason, read_reasons
 from ...client.wire import Buffer
 
@@ -126,7 +126,8 @@ class Line:
             BadRequest: a header over its limit.
         """
         messages = tuple(
-            (_encode(header, parts), *parts) for header, parts in zip(headers, frames, strict=True)
+            (wire.encode_request(header, parts), *parts)
+            for header, parts in zip(headers, frames, strict=True)
         )
         return self.post(headers[0], messages)
 
@@ -339,12 +340,6 @@ class _Waiting:
         self.future = future
         self.num_bytes = num_bytes
         self.order = order  # of a command: run and number
-
-
-def _encode(header: Request, frames: Sequence[Buffer]) -> bytes:
-    if isinstance(header, Command | Sample):
-        return wire.encode_signed(header, frames)
-    return wire.encode(header)
 
 
 def _look(future: "asyncio.Future[Parts]") -> None:

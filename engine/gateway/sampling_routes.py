@@ -4,6 +4,7 @@ import asyncio
 
 from ...client.errors import BadRequest, NotFound, WeftError
 from ...client.messages import CreateSampler
+from ...client.model_cards import find_card
 from ...client.paths import format_sampler_id
 from ...client.sample_answers import read_samples
 from . import bodies, samples
@@ -12,7 +13,6 @@ from .future_routes import group_of
 from .futures import Answer
 from .line import Parts
 from .names import future_id, request_number, to_weft
-from .sessions import find_card
 
 CLONE = 1_000_000_000  # numbers of one client of a sampling session
 OPEN_S = 50.0  # how long a sampler may take to open; the SDK waits for a minute

@@ -34,7 +34,7 @@ from .futures import Answer
 from .line import Parts
 from .names import from_weft, future_id, request_number, to_weft
 from .passes import PassRequest, peek_pass, read_pass, write_pass
-from .sessions import Session
+from .session import Session
 
 T = TypeVar("T")
 

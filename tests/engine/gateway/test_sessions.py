@@ -11,8 +11,9 @@ from gateways import Caller, Stand
 from weft.client.errors import Busy, NotFound, WeftError
 from weft.client.limits import LIMITS, Limit
 from weft.client.messages import SPOKEN_VERSIONS, Hello
+from weft.engine.gateway import session as session_module
 from weft.engine.gateway import sessions as sessions_module
-from weft.engine.gateway.sessions import MAX_CLONE, Session
+from weft.engine.gateway.session import MAX_CLONE, Session
 
 Build = Callable[..., Stand]
 UNKNOWN = "0" * 32
@@ -220,7 +221,7 @@ def test_polls_are_let_go_when_the_gateway_stops(build: Build) -> None:
 def test_a_session_of_many_samplers_remembers_the_latest(
     stand: Stand, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions_module, "_MAX_CARDS", 2)
+    monkeypatch.setattr(session_module, "_MAX_CARDS", 2)
     session_id = caller.session()
     samplers = [caller.sampler(session_id, number) for number in range(4)]
     for sampler_id in [*samplers, samplers[0]]:
