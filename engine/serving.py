@@ -3,10 +3,12 @@
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..client.errors import BadRequest, WeftError
+from .broker.key_store import KeyStore
 from .embedded import Engine, socket_folder
 from .gateway.config import GatewayConfig, is_loopback
 from .gateway.launch import GatewayProcess
@@ -62,6 +64,7 @@ class Server:
                     insecure=insecure,
                     public_url=public_url,
                 )
+                _check_keys(config, state_dir)
                 listen = [*listen, config.broker]
             self.engine = Engine(
                 model,
@@ -77,7 +80,6 @@ class Server:
             )
             undo.callback(self.engine.close)
             if config is not None:
-                self._check_keys(config)
                 self._gateway = GatewayProcess(config, log_format=log_format, log_level=log_level)
             undo.pop_all()
 
@@ -128,11 +130,13 @@ class Server:
     ) -> None:
         self.close()
 
-    def _check_keys(self, config: GatewayConfig) -> None:
-        """Without keys everybody is the same tenant, so nobody from outside may come in."""
-        is_open = self.engine.keys.secrets() is None and not config.insecure
-        if is_open and not is_loopback(config.address[0]):
-            raise BadRequest(
-                f"{config.listen} can be reached from other machines, and there are no API keys; "
-                "make one with `weft key create`, or pass --insecure"
-            )
+
+def _check_keys(config: GatewayConfig, state_dir: str) -> None:
+    """Without keys everybody is the same tenant, so nobody from outside may come in."""
+    if config.insecure or is_loopback(config.address[0]):
+        return
+    if not state_dir or KeyStore(Path(state_dir)).secrets() is None:
+        raise BadRequest(
+            f"{config.listen} can be reached from other machines, and there are no API keys; "
+            "make one with `weft key create`, or pass --insecure"
+        )
