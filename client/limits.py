@@ -115,7 +115,7 @@ LIMITS: dict[str, Limit] = {
     ),
     "doors": Limit(256, "count", "", "API keys that a gateway remembers"),
     "door_s": Limit(600, "s", "", "silence after which it forgets one"),
-    # The HTTP gateway.
+    # What a gateway reads.
     "json_bytes": Limit(8 << 20, "bytes", "too_large", "a JSON body"),
     "protobuf_fields": Limit(131_072, "count", "too_large", "fields of one protobuf body"),
     "pass_datums": Limit(4096, "count", "too_large", "datums of one pass"),

@@ -329,8 +329,8 @@ class Query(Request):
                   "name", "time", "size_bytes", "public", "user_metadata", "expires",
                   "has_optimizer", "base_model", "rank", "alpha", "train_attn", "train_mlp",
                   "train_unembed", "step"}]}, newest first. Public ones of others by path alone
-    sessions      the tenant's: {"sessions": [{"session_id", "opened", "is_ended", "ending", "display_name",
-                  "tags", "user_metadata"}]}, latest first
+    sessions      the tenant's: {"sessions": [{"session_id", "opened", "is_ended", "ending",
+                  "display_name", "tags", "user_metadata"}]}, latest first
     session       subject a session id: as above, and {"run_ids", "sampler_ids"}, latest first;
                   it is a list of both, runs before samplers
     sampler       subject a sampler id: {"sampler_id", "base_model", "model_path", "run_id",

@@ -9,7 +9,7 @@ import zmq
 
 from .actions import AnswerPart
 from .answers import read_result
-from .arguments import require_type
+from .arguments import require_type, shown
 from .connection import Connection, shared_connection
 from .errors import BadRequest, NotFound
 from .futures import APIFuture
@@ -176,8 +176,8 @@ def refuse_unserved(**options: object) -> None:
     """Refuse options of the official SDK that this server does not honour.
 
     Raises:
-        BadRequest: naming the first option that is not None, 0 or False.
+        BadRequest: `not_served`, naming the first option that is not None, 0 or False.
     """
     for name, value in options.items():
         if value is not None and value is not False and value != 0:
-            raise BadRequest(f"{name} is not served (it is {value!r})")
+            raise BadRequest(f"{name} is not served (it is {shown(value)})", "not_served")
