@@ -112,14 +112,8 @@ def load_compute(
         max_datum_tokens=min(model.config.max_context, plan.max_datum_tokens),
     )
     progress.report(WARMING)
-    own = RunTable(store, model.config.eos_token_ids)
     threads.prepare(0)
-    warm_up(
-        _trainer(config, plan, model, own, Trace()),
-        _generator(config, plan, model, store, WARMING_PAGES, decode),
-        own,
-        limits.max_datum_tokens,
-    )
+    _warm(config, plan, model, store, decode, limits.max_datum_tokens)
     batch_tokens = config.batch_tokens if is_sequential else plan.batch_tokens
     return LoadedWorker(
         compute=compute,
@@ -232,3 +226,18 @@ def _card(source: ModelSource, model: BaseModel, tokenizer: str) -> ModelCard:
         targets=[family for family in ("attn", "mlp", "unembed") if family in families],
         notes=list(model.notes),
     )
+
+
+def _warm(
+    config: WorkerConfig,
+    plan: MemoryPlan,
+    model: BaseModel,
+    store: AdapterStore,
+    decode: Decode | None,
+    max_tokens: int,
+) -> None:
+    """Warm up with a trainer, a sampler and a table of runs that nobody else will use."""
+    runs = RunTable(store, model.config.eos_token_ids)
+    trainer = _trainer(config, plan, model, runs, Trace())
+    generator = _generator(config, plan, model, store, WARMING_PAGES, decode)
+    warm_up(trainer, generator, runs, max_tokens)
