@@ -31,6 +31,7 @@ from weft.client.worker_messages import Dispatch, Done, Failed, Withdraw, Worker
 from weft.engine.broker.events import (
     Action,
     CatalogLoaded,
+    ClientMessage,
     ToClient,
     ToWorker,
     WorkerGone,
@@ -422,8 +423,9 @@ def test_a_worker_that_connects_anew_holds_nothing() -> None:
 def test_a_run_with_more_commands_than_a_header_holds_is_withdrawn_in_pieces() -> None:
     bench = ready_bench()
     number = limit("request_ids") + 3
-    for seq in range(1, number + 1):
-        bench.say(forward_backward(seq, num_tokens=1, forward_only=True))
+    for seq in range(1, number + 1):  # past the bench, which would look through the books each time
+        header = forward_backward(seq, num_tokens=1, forward_only=True)
+        bench.core.handle(ClientMessage(CLIENT, header, (wire.encode(header),)), bench.now)
     actions = bench.say(CloseRun(request_id=9, run_id=RUN))
     headers = [action.header for action in actions if isinstance(action, ToWorker)]
     withdrawn = [header for header in headers if isinstance(header, Withdraw)]
