@@ -29,6 +29,7 @@ KEY_HEADER = "X-API-Key"
 _MAX_BODY = limit("body_bytes")
 _BODY_S = LIMITS["body_s"].default
 _BEGIN_BYTES = 4096  # of a body that is refused: they name its run and number
+_PACKED_BEGIN = 256 << 10  # bytes that unpack to those: more than one block of zstd
 _PIECE = 256 << 10  # bytes of a long response that are handed out at a time
 
 _GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
@@ -71,7 +72,7 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
             body = call.body = await _read(request, load, door.tenant)
         except WeftError as error:
             gateway.counters.refused_body(error.code)
-            if error.code == "too_large" and route.takes_begin:
+            if isinstance(error, BadRequest) and route.takes_begin:
                 call.body, call.refusal = request[_BEGIN], error
                 await route.handler(call)
             raise
@@ -125,17 +126,19 @@ async def _read(request: web.Request, load: Load, tenant: str) -> bytes:
     """The body, unpacked; its bytes are counted among those that are under way."""
     encoding = request.headers.get("Content-Encoding", "")
     pieces: list[bytes] = []
+    begin = bytearray()
     taken = 0
     try:
         async with asyncio.timeout(_BODY_S):
             async for piece in request.content.iter_any():
-                if not pieces:
-                    request[_BEGIN] = begin_of(piece, encoding, _BEGIN_BYTES)
-                if max(taken + len(piece), request.content_length or 0) > _MAX_BODY:
-                    raise _too_large(max(taken + len(piece), request.content_length or 0))
                 load.take(tenant, len(piece))
                 taken += len(piece)
                 pieces.append(piece)
+                if len(begin) < _PACKED_BEGIN:
+                    begin += piece
+                expected = 0 if taken < _BEGIN_BYTES else request.content_length or 0
+                if max(taken, expected) > _MAX_BODY:
+                    raise _too_large(max(taken, expected))
         request[_RECEIVED] = taken
         packed = b"".join(pieces)
         pieces.clear()
@@ -143,6 +146,7 @@ async def _read(request: web.Request, load: Load, tenant: str) -> bytes:
         load.take(tenant, len(body) - taken)
     except BaseException as error:
         load.add(tenant, -taken)
+        request[_BEGIN] = begin_of(bytes(begin), encoding, _BEGIN_BYTES)
         if isinstance(error, TimeoutError):
             detail = f"the body did not come within {_BODY_S:.0f} s"
             raise WeftError(detail, "timeout") from None

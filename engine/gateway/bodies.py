@@ -323,9 +323,10 @@ class _Place(msgspec.Struct):
 
 
 def peek(body: bytes) -> tuple[str, int] | None:
-    """The run and number of a command that may be refused, when they can be read."""
-    if len(body) > _MAX_BYTES:
-        return None
+    """The run and number of a command that may be refused, when they can be read.
+
+    Of a body over the limit, too: what is passed over takes time, but no memory.
+    """
     try:
         place = msgspec.json.decode(body, type=_Place)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

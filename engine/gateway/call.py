@@ -84,7 +84,7 @@ class Route:
     method: str
     path: str  # with names in braces, as aiohttp writes them
     handler: Handler
-    # It is called with the begin of a body that is too large, too, to use its number up.
+    # It is called with the begin of a body that is refused, too, to use its number up.
     takes_begin: bool = False
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 
-from ...client.errors import BadRequest, WeftError
+from ...client.errors import BadRequest, WeftError, sentence
 from ...client.messages import SPOKEN_VERSIONS, Hello
 from ...client.session import check_metadata
 from . import bodies
@@ -66,7 +66,7 @@ async def finish_session(call: Call) -> Reply:
     except BadRequest:
         return json_reply({})
     ending = f"{body.reason.type}: {body.detail}" if body.detail else body.reason.type
-    call.gateway.sessions.finish(session, ending)
+    call.gateway.sessions.finish(session, sentence(ending))
     return json_reply({})
 
 

@@ -264,7 +264,7 @@ class _Numbered:
 
     async def __aenter__(self) -> _Place:
         if self._found is None:
-            raise Malformed("the body names no model_id and seq_id")
+            raise self._call.refusal or Malformed("the body names no model_id and seq_id")
         run_id, seq = self._found
         if not 1 <= seq < 2**31:
             raise BadRequest(f"seq_id is {seq}, not at least 1")

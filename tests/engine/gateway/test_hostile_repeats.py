@@ -1,6 +1,7 @@
 """Posts that come twice, in another order, or are refused; replies that are lost on their way."""
 
 import json
+import random
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,12 @@ import pytest
 import zstandard
 from gateways import Caller, Stand, model_fields, pass_body, sample_fields, step_fields
 
+from weft.client.limits import limit
 from weft.engine.gateway import app, training_routes
 from weft.engine.gateway.names import request_number
 
 Build = Callable[..., Stand]
+MAX_JSON = limit("json_bytes")
 
 
 @pytest.fixture
@@ -106,6 +109,7 @@ def refused_posts(run_id: str, seq: int) -> dict[str, tuple[str, Any]]:
         "a bad value": ("optim_step", {**place, "adam_params": {"beta1": 2.0}}),
         "a null": ("optim_step", {**place, "adam_params": {"learning_rate": None}}),
         "a bad name": ("save_weights", {**place, "path": "../x"}),
+        "more than may be read": ("save_weights", {**place, "path": "x" * MAX_JSON}),
         "a bad ttl": ("save_weights", {**place, "path": "x", "ttl_seconds": -1}),
         "another kind": (
             "save_weights_for_sampler",
@@ -135,6 +139,19 @@ def test_a_refused_post_uses_its_number_up(caller: Caller, run_id: str, what: st
     answer = caller.post(route, body)
     assert 400 <= answer.status < 500, answer
     assert answer.status not in (408, 409, 429)
+    assert steps(caller, run_id, 2) == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "code"), [("zstd", "malformed"), ("gzip", "not_served"), ("", "malformed")]
+)
+def test_a_pass_that_ends_too_early_or_is_packed_otherwise_is_refused_by_that(
+    caller: Caller, run_id: str, encoding: str, code: str
+) -> None:
+    body = pass_body(run_id, 1) + random.Random(0).randbytes(300_000)
+    packed = zstandard.compress(body) if encoding == "zstd" else body
+    refused = caller.post("forward_backward", packed[:-1], Content_Encoding=encoding)
+    assert (refused.status, refused.json["code"]) == (400, code)
     assert steps(caller, run_id, 2) == 1
 
 

@@ -166,6 +166,15 @@ def test_a_session_that_is_silent_for_long_ends(
     assert caller.post("session_heartbeat", {"session_id": session_id}).status == 410
 
 
+def test_a_session_ends_however_long_the_reason(stand: Stand, caller: Caller) -> None:
+    session_id = caller.session()
+    line = find(stand, session_id).line
+    fields = {"reason": {"type": "errored"}, "detail": "x" * 100_000}
+    assert caller.post(f"sessions/{session_id}/finish", fields).status == 200
+    assert line._socket is None
+    assert caller.post("session_heartbeat", {"session_id": session_id}).status == 410
+
+
 def test_a_flood_of_unknown_sessions_is_turned_away(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
