@@ -1,6 +1,5 @@
 """Who an API key is: one line to the broker for each key, which alone knows keys and tenants."""
 
-import asyncio
 import hashlib
 import secrets
 import time
@@ -8,22 +7,20 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import zmq
 
-from ...client.errors import Busy, Unauthorized
+from ...client.errors import Unauthorized
 from ...client.limits import LIMITS, limit
 from ...client.messages import SPOKEN_VERSIONS, Hello, ModelCard, Query
 from .line import Line
+from .once import Once
 
 CLIENT = "weft-gateway/1"
 DOOR_TAG = "weft-gateway"  # of a session that is a key's own
 _MAX_DOORS = limit("doors")
 _WRONG_S = 2.0  # how long a wrong key stays wrong without another question
 _MAX_WRONG = 1024
-_MAX_OPENING = 16  # keys that are asked for at a time
-_MAX_QUEUED = 256  # and that wait for their turn
 _MAX_KEY = 4096  # characters
 
 
@@ -63,9 +60,8 @@ class Doors:
         self._context = context
         self._address = address
         self._doors: OrderedDict[bytes, Door] = OrderedDict()  # least recently used first
-        self._opening: dict[bytes, asyncio.Task[Door]] = {}
+        self._opening: Once[bytes, Door] = Once("API keys are being looked at")
         self._wrong: OrderedDict[bytes, float] = OrderedDict()  # until when
-        self._turns = asyncio.Semaphore(_MAX_OPENING)
 
     def __len__(self) -> int:
         return len(self._doors)
@@ -81,7 +77,10 @@ class Doors:
         name = hashlib.sha256(key.encode()).digest()
         door = self._doors.get(name)
         if door is None or door.line.is_closed:
-            door = await self._once(name, key)
+            now = time.monotonic()
+            if self._wrong.get(name, now) > now:
+                raise _wrong()
+            door = await self._opening.do(name, lambda: self._open(name, key))
         door.last_used = time.monotonic()
         if name in self._doors:
             self._doors.move_to_end(name)
@@ -100,29 +99,10 @@ class Doors:
 
     def close(self) -> None:
         """Close all of them."""
-        for task in self._opening.values():
-            task.cancel()
+        self._opening.close()
         for door in self._doors.values():
             door.line.close()
         self._doors.clear()
-
-    async def _once(self, name: bytes, key: str) -> Door:
-        """Open a door, or wait for whoever is opening it."""
-        now = time.monotonic()
-        if self._wrong.get(name, now) > now:
-            raise _wrong()
-        task = self._opening.get(name)
-        if task is None:
-            if len(self._opening) >= _MAX_QUEUED:
-                raise Busy(f"{len(self._opening)} API keys are being looked at")
-            task = self._opening[name] = asyncio.create_task(self._open(name, key))
-            task.add_done_callback(partial(self._opened, name))
-        return await asyncio.shield(task)
-
-    def _opened(self, name: bytes, task: "asyncio.Task[Door]") -> None:
-        del self._opening[name]
-        if not task.cancelled():
-            task.exception()  # whoever asked may be gone
 
     async def _open(self, name: bytes, key: str) -> Door:
         hello = Hello(
@@ -132,20 +112,19 @@ class Doors:
             client=CLIENT,
             tags=[DOOR_TAG],
         )
-        async with self._turns:
-            line = Line(self._context, self._address, hello)
-            try:
-                await line.request(Query(request_id=line.new_number(), what="capabilities"))
-            except BaseException as error:
-                line.drop()
-                self._doors.pop(name, None)
-                if isinstance(error, Unauthorized):
-                    self._wrong[name] = time.monotonic() + _WRONG_S
-                    self._wrong.move_to_end(name)
-                    if len(self._wrong) > _MAX_WRONG:
-                        self._wrong.popitem(last=False)
-                    raise _wrong() from None
-                raise
+        line = Line(self._context, self._address, hello)
+        try:
+            await line.request(Query(request_id=line.new_number(), what="capabilities"))
+        except BaseException as error:
+            line.drop()
+            self._doors.pop(name, None)
+            if isinstance(error, Unauthorized):
+                self._wrong[name] = time.monotonic() + _WRONG_S
+                self._wrong.move_to_end(name)
+                if len(self._wrong) > _MAX_WRONG:
+                    self._wrong.popitem(last=False)
+                raise _wrong() from None
+            raise
         tenant = "" if line.welcome is None else line.welcome.tenant
         door = self._doors[name] = Door(key, tenant, line, time.monotonic())
         self._doors.move_to_end(name)

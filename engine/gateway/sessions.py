@@ -1,6 +1,5 @@
 """The sessions of the SDK that a gateway serves: opened, found again after a restart, ended."""
 
-import asyncio
 import logging
 import re
 import time
@@ -8,20 +7,19 @@ from functools import partial
 
 import zmq
 
-from ...client.errors import Busy, NotFound, WeftError
+from ...client.errors import NotFound, WeftError
 from ...client.limits import LIMITS
 from ...client.messages import SPOKEN_VERSIONS, Hello, Query
 from .doors import CLIENT, Door
 from .futures import Kept
 from .line import Line
 from .load import Load
+from .once import Once
 from .session import Session
 
 log = logging.getLogger(__name__)
 
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
-_MAX_OPENING = 16  # sessions that are asked for at a time
-_MAX_QUEUED = 256  # and that wait for their turn
 
 
 class Sessions:
@@ -31,8 +29,8 @@ class Sessions:
         self._context = context
         self._address = address
         self._sessions: dict[str, Session] = {}
-        self._opening: dict[tuple[str, str], asyncio.Task[Session]] = {}  # by id and tenant
-        self._turns = asyncio.Semaphore(_MAX_OPENING)
+        # By id and tenant.
+        self._opening: Once[tuple[str, str], Session] = Once("sessions are being opened")
         self.kept = Kept()
         self.load = Load()
 
@@ -72,7 +70,7 @@ class Sessions:
         session.futures.close()
 
     def sweep(self, now: float) -> None:
-        """Drop answers that were kept long enough, and sessions that are silent or lost."""
+        """Drop answers that were kept long enough, and sessions of which nobody has asked for long."""
         for session in list(self._sessions.values()):
             session.futures.expire(now)
             if now - session.last_heard > LIMITS["session_ttl_s"].default:
@@ -85,8 +83,7 @@ class Sessions:
 
     def close(self) -> None:
         """Leave all sessions to the broker, for a gateway that comes after this one."""
-        for task in self._opening.values():
-            task.cancel()
+        self._opening.close()
         for session in self._sessions.values():
             session.line.drop()
         self._sessions.clear()
@@ -111,28 +108,16 @@ class Sessions:
     async def _once(self, door: Door, hello: Hello) -> Session:
         """Open a session, or wait for whoever is opening it."""
         key = (hello.session_id, door.tenant)
-        task = self._opening.get(key)
-        if task is None:
-            if len(self._opening) >= _MAX_QUEUED:
-                raise Busy(f"{len(self._opening)} sessions are being opened")
-            task = self._opening[key] = asyncio.create_task(self._open(door, hello))
-            task.add_done_callback(partial(self._opened, key))
-        return await asyncio.shield(task)
-
-    def _opened(self, key: tuple[str, str], task: "asyncio.Task[Session]") -> None:
-        del self._opening[key]
-        if not task.cancelled():
-            task.exception()  # whoever asked may be gone
+        return await self._opening.do(key, lambda: self._open(door, hello))
 
     async def _open(self, door: Door, hello: Hello) -> Session:
-        async with self._turns:
-            on_bytes = partial(self.load.add, door.tenant)
-            line = Line(self._context, self._address, hello, self._lost, on_bytes)
-            try:
-                await line.request(Query(request_id=line.new_number(), what="capabilities"))
-            except BaseException:
-                line.drop()
-                raise
+        on_bytes = partial(self.load.add, door.tenant)
+        line = Line(self._context, self._address, hello, self._lost, on_bytes)
+        try:
+            await line.request(Query(request_id=line.new_number(), what="capabilities"))
+        except BaseException:
+            line.drop()
+            raise
         session = self._sessions.get(hello.session_id)
         if session is not None and session.tenant == door.tenant and hello.must_exist:
             session.line = line  # the one before was lost; what was answered can still be fetched

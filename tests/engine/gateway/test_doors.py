@@ -13,6 +13,7 @@ from weft.client.errors import Busy, Unauthorized
 from weft.client.limits import LIMITS
 from weft.client.messages import Request
 from weft.engine.gateway import doors as doors_module
+from weft.engine.gateway import once
 from weft.engine.gateway.doors import Doors
 
 Use = Callable[[Doors], Coroutine[Any, Any, None]]
@@ -146,7 +147,7 @@ def test_somebody_who_gives_up_does_not_end_the_question_of_the_others(broker: F
 def test_a_flood_of_keys_is_asked_for_a_few_at_a_time_and_then_turned_away(
     broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doors_module, "_MAX_QUEUED", 20)
+    monkeypatch.setattr(once, "MAX_QUEUED", 20)
     broker.answers["hello"] = silent
 
     async def ask(doors: Doors) -> None:

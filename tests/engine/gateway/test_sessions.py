@@ -11,8 +11,8 @@ from gateways import Caller, Stand
 from weft.client.errors import Busy, NotFound, WeftError
 from weft.client.limits import LIMITS, Limit
 from weft.client.messages import SPOKEN_VERSIONS, Hello
+from weft.engine.gateway import once
 from weft.engine.gateway import session as session_module
-from weft.engine.gateway import sessions as sessions_module
 from weft.engine.gateway.session import MAX_CLONE, Session
 
 Build = Callable[..., Stand]
@@ -178,7 +178,7 @@ def test_a_session_ends_however_long_the_reason(stand: Stand, caller: Caller) ->
 def test_a_flood_of_unknown_sessions_is_turned_away(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions_module, "_MAX_QUEUED", 30)
+    monkeypatch.setattr(once, "MAX_QUEUED", 30)
 
     async def flood() -> list[type]:
         door = await stand.gateway.doors.admit("tml-any")
