@@ -61,6 +61,7 @@ LIMITS: dict[str, Limit] = {
         256 << 20, "bytes", "busy", "payload of one lane that waits; a call may have half"
     ),
     "sessions": Limit(1024, "count", "busy", "sessions at a time"),
+    "tenant_sessions": Limit(768, "count", "busy", "sessions of one tenant at a time"),
     "result_ttl_s": Limit(600, "s", "result_expired", "an answer that is not acknowledged"),
     "session_ttl_s": Limit(3600, "s", "session_expired", "silence that ends a session"),
     "worker_expiry_s": Limit(15, "s", "run_lost", "silence after which a worker counts as dead"),
@@ -75,6 +76,7 @@ LIMITS: dict[str, Limit] = {
     "total_result_bytes": Limit(1 << 30, "bytes", "result_expired", "kept answers of all sessions"),
     "runs": Limit(64, "count", "busy", "open runs of one session"),
     "total_runs": Limit(1024, "count", "busy", "open runs of all sessions"),
+    "tenant_runs": Limit(768, "count", "busy", "open runs of one tenant"),
     "expired_runs": Limit(64, "count", "run_lost", "runs on workers whose session has ended"),
     "samplers": Limit(1024, "count", "busy", "open samplers of one session"),
     "past_sessions": Limit(256, "count", "not_found", "ended sessions of one tenant still told of"),

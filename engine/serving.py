@@ -10,7 +10,7 @@ from typing import Any
 from ..client.errors import BadRequest, WeftError
 from .broker.key_store import KeyStore
 from .embedded import Engine, socket_folder
-from .gateway.config import GatewayConfig, is_loopback
+from .gateway.config import GatewayConfig
 from .gateway.launch import GatewayProcess
 
 
@@ -133,10 +133,10 @@ class Server:
 
 def _check_keys(config: GatewayConfig, state_dir: str) -> None:
     """Without keys everybody is the same tenant, so nobody from outside may come in."""
-    if config.insecure or is_loopback(config.address[0]):
+    if config.insecure or config.is_near:
         return
     if not state_dir or KeyStore(Path(state_dir)).secrets() is None:
         raise BadRequest(
-            f"{config.listen} can be reached from other machines, and there are no API keys; "
+            f"{config.public_url or config.listen} can be reached from other machines, and there are no API keys; "
             "make one with `weft key create`, or pass --insecure"
         )

@@ -328,6 +328,9 @@ class Accepting:
         """Raise Busy when no further run may be opened."""
         if len(session.runs) >= self._config.runs:
             raise Busy(f"{len(session.runs)} runs of this session are open")
+        own = [run for run in self._books.runs.values() if run.tenant == session.tenant]
+        if sum(not run.code for run in own) >= self._config.tenant_runs:
+            raise Busy(f"{self._config.tenant_runs} runs of the tenant are open")
         if len(self._books.runs) - len(self._books.ended_runs) >= self._config.total_runs:
             raise Busy(f"{self._config.total_runs} runs are open")
 

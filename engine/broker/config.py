@@ -11,7 +11,9 @@ class BrokerConfig:
     """What a broker accepts and how long it waits. Names are those of `LIMITS`."""
 
     sessions: int = limit("sessions")
+    tenant_sessions: int = limit("tenant_sessions")
     runs: int = limit("runs")
+    tenant_runs: int = limit("tenant_runs")
     total_runs: int = limit("total_runs")
     expired_runs: int = limit("expired_runs")
     samplers: int = limit("samplers")

@@ -115,8 +115,12 @@ class Greeting:
         _check_texts(header)
         if books.is_stopping:
             raise WeftError("the server is shutting down", "stopping")
-        if len(books.sessions) >= books.config.sessions:
-            raise Busy(f"{len(books.sessions)} sessions are open")
+        if tenant != OPERATOR:  # who must be able to look when nobody else gets in
+            if len(books.sessions) >= books.config.sessions:
+                raise Busy(f"{len(books.sessions)} sessions are open")
+            own = sum(session.tenant == tenant for session in books.sessions.by_id.values())
+            if own >= books.config.tenant_sessions:
+                raise Busy(f"{own} sessions of the tenant are open")
         session = books.sessions.open(header.session_id, tenant, books.now, header.user_metadata)
         session.display_name, session.tags = header.display_name, tuple(header.tags)
         fields = {"session_id": session.session_id, "client": header.client}

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 from dataclasses import asdict, dataclass, field
+from urllib.parse import urlsplit
 
 from ...client.errors import BadRequest
 from ...client.limits import LIMITS
@@ -44,6 +45,12 @@ class GatewayConfig:
     def to_line(self, log_format: str, log_level: str) -> str:
         """What a process of its own reads."""
         return json.dumps({"log_format": log_format, "log_level": log_level, **asdict(self)})
+
+    @property
+    def is_near(self) -> bool:
+        """Whether this machine alone can reach it, as far as can be said."""
+        public = urlsplit(self.public_url).hostname or "localhost"
+        return is_loopback(self.address[0]) and is_loopback(public)
 
     @property
     def address(self) -> tuple[str, int]:

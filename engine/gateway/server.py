@@ -14,7 +14,7 @@ from ...client.errors import BadRequest, WeftError
 from ...client.messages import Query
 from .app import make_app, response_of
 from .call import Gateway, Reply, Route, json_reply
-from .config import GatewayConfig, is_loopback
+from .config import GatewayConfig
 from .connections import Connections, num_connections
 from .counters import GatewayCounters
 from .doors import Doors
@@ -78,7 +78,7 @@ class GatewayServer:
         """Begin to answer."""
         host, port = self.config.address
         tls = _tls(self.config)
-        if not is_loopback(host) and not self.config.insecure:
+        if not self.config.is_near and not self.config.insecure:
             await self._require_keys()
         await self._runner.setup()
         assert self._runner.server is not None
@@ -124,7 +124,7 @@ class GatewayServer:
                 return
             raise
         raise BadRequest(
-            f"{self.config.listen} can be reached from other machines, and the broker has no API "
+            f"{self.config.public_url or self.config.listen} can be reached from other machines, and the broker has no API "
             "keys; make one with `weft key create`, or pass --insecure"
         )
 

@@ -20,6 +20,11 @@ def test_other_machines_do_not_reach_a_server_without_keys(tmp_path: Path, has_s
         Server(NO_MODEL, http="0.0.0.0:0", state_dir=state, **TLS)
 
 
+def test_a_proxy_that_others_reach_needs_keys() -> None:
+    with pytest.raises(BadRequest, match=r"https://weft\.example can be .* no API keys"):
+        Server(NO_MODEL, http="127.0.0.1:0", public_url="https://weft.example", **TLS)
+
+
 @pytest.mark.parametrize(
     ("http", "insecure", "has_keys"),
     [("127.0.0.1:0", False, False), ("0.0.0.0:0", True, False), ("0.0.0.0:0", False, True)],

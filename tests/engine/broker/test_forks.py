@@ -133,7 +133,7 @@ def test_a_foreign_run_cannot_be_forked() -> None:
     assert dispatched(bench.say(optim_step(1))) == [("optim_step", 1)]
 
 
-@pytest.mark.parametrize("limit", [{"runs": 1}, {"total_runs": 1}])
+@pytest.mark.parametrize("limit", [{"runs": 1}, {"tenant_runs": 1}, {"total_runs": 1}])
 def test_a_session_with_all_its_runs_is_asked_to_come_back(limit: dict[str, int]) -> None:
     bench = ready_bench(**limit)
     (action,) = bench.say(fork_run(1))

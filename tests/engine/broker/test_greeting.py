@@ -79,6 +79,23 @@ def test_sessions_are_bounded() -> None:
     assert told(bench.say(hello(OTHER), peer=b"second"), b"second") == [(0, "busy")]
 
 
+def test_the_sessions_of_one_tenant_leave_room_for_others() -> None:
+    bench = CoreBench(tenant_of=lambda key: key, tenant_sessions=1)
+    bench.hello(api_key="a")
+    another = hello(OTHER, api_key="a")
+    assert told(bench.say(another, peer=b"second"), b"second") == [(0, "busy")]
+    (answer,) = bench.say(replace(another, api_key="b"), peer=b"third")
+    assert isinstance(answer, ToClient)
+    assert isinstance(answer.header, Welcome)
+
+
+def test_the_operator_gets_in_when_nobody_else_does() -> None:
+    bench = CoreBench(keys=KeyBook([ALICE], Insiders("sesame")), sessions=1)
+    bench.hello(OTHER, b"alice", api_key="a")
+    bench.hello(api_key="sesame")
+    assert told(bench.say(Query(request_id=1, what="status"))) == [(1, "")]
+
+
 def test_a_session_that_must_exist_is_found_again() -> None:
     bench = CoreBench()
     bench.hello()
