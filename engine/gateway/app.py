@@ -12,6 +12,7 @@ from functools import partial
 
 from aiohttp import web
 
+from ...client.arguments import shown
 from ...client.errors import BadRequest, EngineFailed, NotFound, WeftError
 from ...client.limits import LIMITS, limit
 from ...client.wire import Malformed
@@ -68,6 +69,8 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
             is_near=not gateway.public_url and is_loopback(request.remote or ""),
         )
         request[_FIELDS] = call.fields
+        if call.query and not route.takes_query:
+            raise Malformed(f"{route.path} takes no {shown(next(iter(call.query)))} in its URL")
         try:
             body = call.body = await _read(request, load, door.tenant)
         except WeftError as error:

@@ -1,12 +1,11 @@
 """The JSON requests of the official SDK, 0.28.1 to 0.38.0, as closed records with its defaults.
 
 What an older SDK does not send has a default. A request with a field that no SDK has is refused by
-its name, and so is one that asks for what is not served (`refuse_unserved`). Requests whose route is
-not served at all have no record. NaN and infinity are no JSON: the SDK sends null in their place,
-which no number here may be.
+its name; `unserved` refuses what a known field asks for and is not served. Requests whose route is not
+served at all have no record. NaN and infinity are no JSON: the SDK sends null in their place, which no
+number here may be.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar, dataclass_transform
 
 import msgspec
@@ -14,7 +13,6 @@ import msgspec
 from ...client.errors import BadRequest
 from ...client.limits import limit
 from ...client.wire import Malformed
-from .errors import Unserved
 
 T = TypeVar("T")
 
@@ -332,62 +330,3 @@ def peek(body: bytes) -> tuple[str, int] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return place.model_id, place.seq_id
-
-
-# --- what is not served ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """A field that is not served, but for its default and `served`."""
-
-    name: str
-    reason: str
-    served: object = None
-
-
-_PROJECT = "there are no projects"
-_ADAM = "AdamW is the only optimizer"
-_TOKEN = "there are no access tokens; what is published can be read by its path"
-UNSERVED: dict[type[Body], tuple[_Refused, ...]] = {
-    CreateSession: (_Refused("project_id", _PROJECT),),
-    CreateModel: (_Refused("optimizer_config", _ADAM, {"type": "adamw"}),),
-    OptimStep: (_Refused("optimizer_params", _ADAM),),
-    LoadWeights: (
-        _Refused("optimizer_config", _ADAM, {"type": "adamw"}),
-        _Refused("weights_access_token", _TOKEN),
-    ),
-    SaveWeightsForSampler: (_Refused("kind", "samplers keep the weights they have", "snapshot"),),
-    SaveWeightsExternal: (_Refused("age_encryption_recipients", "exports are not encrypted"),),
-    Sample: (
-        _Refused("base_model", "the sampling session says it"),
-        _Refused("model_path", "the sampling session says it"),
-        _Refused("record_stability_info", "there is no stable_reinforce", False),
-    ),
-    CopyWeights: (
-        _Refused("destination_project_id", _PROJECT),
-        _Refused("weights_access_token", _TOKEN),
-    ),
-}
-
-
-def refuse_unserved(body: Body) -> None:
-    """Refuse what a request asks for and is not served.
-
-    Raises:
-        Unserved: naming the field, its value and the reason.
-    """
-    for refused in UNSERVED.get(type(body), ()):
-        value = getattr(body, refused.name)
-        if value is not None and value != refused.served:
-            shown = "given" if refused.name == "weights_access_token" else repr(value)[:200]
-            raise Unserved(
-                f"{refused.name} is {shown}, which is not served: {refused.reason}", refused.name
-            )
-    if isinstance(body, Sample):
-        for chunk in body.prompt.chunks:
-            if not isinstance(chunk, EncodedTextChunk):
-                kind = chunk.__struct_config__.tag
-                raise Unserved(
-                    f"a chunk of type {kind!r} is not served; 'encoded_text' is", "chunks"
-                )

@@ -8,6 +8,7 @@ import msgspec
 
 from ...client.errors import WeftError
 from ...client.messages import Query
+from ...client.paths import SCHEME, CheckpointPath, parse_path
 from .counters import GatewayCounters
 from .doors import Door, Doors
 from .downloads import FileLinks
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
+CHECKPOINT = "/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}"  # begins some routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ class Call:
         self.fields["object_id"] = object_id[:80]
         return await self.session(object_id.partition(":")[0])
 
+    def checkpoint(self) -> CheckpointPath:
+        """The checkpoint that the path of a route below `CHECKPOINT` names; raises BadRequest."""
+        parts = self.parts
+        return parse_path(f"{SCHEME}{parts['run_id']}/{parts['kind']}/{parts['name']}")
+
     async def ask(self, what: str, subject: str = "", **options: Any) -> dict[str, Any]:
         """Query the broker's books as the caller."""
         line = self.door.line
@@ -84,6 +91,7 @@ class Route:
     method: str
     path: str  # with names in braces, as aiohttp writes them
     handler: Handler
+    takes_query: bool = False
     # It is called with the begin of a body that is refused, too, to use its number up.
     takes_begin: bool = False
 

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import tarfile
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,10 +49,10 @@ class FileLinks:
     def make(self, door: Door, path: str) -> tuple[str, float]:
         """A token, and until when it is good."""
         now = time.time()
-        while self._links and (
-            len(self._links) >= _MAX_LINKS or next(iter(self._links.values())).until < now
-        ):
+        while self._links and next(iter(self._links.values())).until < now:
             self._links.popitem(last=False)
+        if len(self._links) >= _MAX_LINKS:
+            del self._links[self._spare()]
         token, until = secrets.token_urlsafe(32), now + LINK_TTL_S
         self._links[token] = FileLink(door.key, path, until)
         return token, until
@@ -63,6 +63,12 @@ class FileLinks:
         if link is None or link.until < time.time():
             raise no_file()
         return link
+
+    def _spare(self) -> str:
+        """The oldest token of the key that has most, so that nobody's many end those of others."""
+        held = Counter(link.key for link in self._links.values())
+        ((most, _),) = held.most_common(1)
+        return next(token for token, link in self._links.items() if link.key == most)
 
 
 class Download:

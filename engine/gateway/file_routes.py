@@ -7,15 +7,14 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from ...client.errors import NotFound, Unauthorized
-from ...client.paths import CheckpointPath, parse_path
-from .call import Call, Gateway, Reply, Route, json_reply
+from .call import CHECKPOINT, Call, Gateway, Reply, Route, json_reply
 from .downloads import ARCHIVE, Archive, Download, no_file
 from .names import from_weft
 
 
 async def external_weights_urls(call: Call) -> Reply:
     """An address for each file of exported weights."""
-    path = _path_of(call)
+    path = call.checkpoint()
     if path.kind != "external_weights":
         raise NotFound(f"{from_weft(str(path))} holds no external weights")
     download = await Download.open(call.door, str(path))
@@ -27,7 +26,7 @@ async def external_weights_urls(call: Call) -> Reply:
 
 async def archive(call: Call) -> Reply:
     """The address of a checkpoint's files in one archive, for SDKs before 0.36."""
-    path = _path_of(call)
+    path = call.checkpoint()
     await call.ask("checkpoints", str(path))
     token, until = call.gateway.links.make(call.door, str(path))
     url = f"{call.origin}/files/{token}/{ARCHIVE}"
@@ -73,14 +72,7 @@ async def _stream(
     return response
 
 
-def _path_of(call: Call) -> CheckpointPath:
-    parts = call.parts
-    return parse_path(f"weft://{parts['run_id']}/{parts['kind']}/{parts['name']}")
-
-
-_CHECKPOINT = "/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}"
-
 ROUTES = [
-    Route("GET", f"{_CHECKPOINT}/external_weights_urls", external_weights_urls),
-    Route("GET", f"{_CHECKPOINT}/archive", archive),
+    Route("GET", f"{CHECKPOINT}/external_weights_urls", external_weights_urls),
+    Route("GET", f"{CHECKPOINT}/archive", archive),
 ]

@@ -13,11 +13,12 @@ from ...client.messages import Request
 from ...client.paths import format_run_id, parse_path
 from ...client.ttl import check_ttl
 from . import bodies, shapes
-from .call import Call, Reply, Route, json_reply
+from .call import CHECKPOINT, Call, Reply, Route, json_reply
 from .doors import DOOR_TAG
 from .errors import Unserved
 from .names import from_weft, to_weft
 from .queries import Page, Scope, read_query
+from .unserved import refuse_unserved
 
 
 async def training_runs(call: Call) -> Reply:
@@ -47,37 +48,36 @@ async def checkpoints(call: Call) -> Reply:
 async def weights_info(call: Call) -> Reply:
     """What a checkpoint was trained on, and how."""
     body = bodies.decode(bodies.WeightsInfo, call.body)
-    bodies.refuse_unserved(body)
     found = await call.ask("checkpoints", to_weft(body.tinker_path))
     return json_reply(shapes.weights_info(found["checkpoints"][0]))
 
 
 async def delete_checkpoint(call: Call) -> Reply:
     """Delete a checkpoint."""
-    return await _change(call, DeleteCheckpoint, path=_path_of(call))
+    return await _change(call, DeleteCheckpoint, path=str(call.checkpoint()))
 
 
 async def publish_checkpoint(call: Call) -> Reply:
     """Let everybody read a checkpoint."""
-    return await _change(call, PublishCheckpoint, path=_path_of(call), public=True)
+    return await _change(call, PublishCheckpoint, path=str(call.checkpoint()), public=True)
 
 
 async def unpublish_checkpoint(call: Call) -> Reply:
     """Let nobody else read a checkpoint."""
-    return await _change(call, PublishCheckpoint, path=_path_of(call), public=False)
+    return await _change(call, PublishCheckpoint, path=str(call.checkpoint()), public=False)
 
 
 async def set_checkpoint_ttl(call: Call) -> Reply:
     """Set when a checkpoint is deleted; null keeps it."""
     body = bodies.decode(bodies.SetTtl, call.body)
     ttl_s = check_ttl(body.ttl_seconds)
-    return await _change(call, ExpireCheckpoint, path=_path_of(call), ttl_s=ttl_s)
+    return await _change(call, ExpireCheckpoint, path=str(call.checkpoint()), ttl_s=ttl_s)
 
 
 async def copy_weights(call: Call) -> Reply:
     """Copy a checkpoint to a place of its own."""
     body = bodies.decode(bodies.CopyWeights, call.body)
-    bodies.refuse_unserved(body)
+    refuse_unserved(body)
     if call.headers.get("X-Tinker-Weights-Access-Token"):
         detail = "weights_access_token is not served; publish the checkpoint instead"
         raise Unserved(detail, "weights_access_token")
@@ -159,26 +159,18 @@ async def _change(call: Call, kind: type[Request], **fields: Any) -> Reply:
     return Reply(b"{}")
 
 
-def _path_of(call: Call) -> str:
-    """The checkpoint that the route's path names."""
-    parts = call.parts
-    return str(parse_path(f"weft://{parts['run_id']}/{parts['kind']}/{parts['name']}"))
-
-
-_CHECKPOINT = "/api/v1/training_runs/{run_id}/checkpoints/{kind}/{name}"
-
 ROUTES = [
-    Route("GET", "/api/v1/training_runs", training_runs),
-    Route("GET", "/api/v1/training_runs/{run_id}", training_run),
+    Route("GET", "/api/v1/training_runs", training_runs, takes_query=True),
+    Route("GET", "/api/v1/training_runs/{run_id}", training_run, takes_query=True),
     Route("GET", "/api/v1/training_runs/{run_id}/checkpoints", run_checkpoints),
-    Route("GET", "/api/v1/checkpoints", checkpoints),
+    Route("GET", "/api/v1/checkpoints", checkpoints, takes_query=True),
     Route("POST", "/api/v1/weights_info", weights_info),
-    Route("DELETE", _CHECKPOINT, delete_checkpoint),
-    Route("POST", f"{_CHECKPOINT}/publish", publish_checkpoint),
-    Route("DELETE", f"{_CHECKPOINT}/publish", unpublish_checkpoint),
-    Route("PUT", f"{_CHECKPOINT}/ttl", set_checkpoint_ttl),
+    Route("DELETE", CHECKPOINT, delete_checkpoint),
+    Route("POST", f"{CHECKPOINT}/publish", publish_checkpoint),
+    Route("DELETE", f"{CHECKPOINT}/publish", unpublish_checkpoint),
+    Route("PUT", f"{CHECKPOINT}/ttl", set_checkpoint_ttl),
     Route("POST", "/api/v1/copy_weights", copy_weights),
-    Route("GET", "/api/v1/sessions", sessions),
-    Route("GET", "/api/v1/sessions/{session_id}", session),
+    Route("GET", "/api/v1/sessions", sessions, takes_query=True),
+    Route("GET", "/api/v1/sessions/{session_id}", session, takes_query=True),
     Route("GET", "/api/v1/samplers/{sampler_id}", sampler),
 ]

@@ -5,10 +5,11 @@ from ...client.sample_call import SampleCall, build_sample
 from ...client.sample_results import SampledSequence, SampleResponse, TopkLogprobs
 from ...client.tensor_data import TensorData
 from ...client.types import ModelInput, SamplingParams
-from .bodies import EncodedTextChunk, Sample, Tensor, refuse_unserved
+from .bodies import EncodedTextChunk, Sample, Tensor
 from .protobuf import Values, encode
 from .schema import SAMPLE_RESPONSE, STOP_REASONS
 from .tensors import LOGPROBS, TOKENS, to_bytes, write_tensor
+from .unserved import refuse_unserved
 
 
 def build_call(body: Sample, card: ModelCard, number: int) -> SampleCall:

@@ -21,7 +21,6 @@ OPEN_S = 50.0  # how long a sampler may take to open; the SDK waits for a minute
 async def create_sampling_session(call: Call) -> Reply:
     """Open a sampler; a repeat waits for the same one."""
     body = bodies.decode(bodies.CreateSamplingSession, call.body)
-    bodies.refuse_unserved(body)
     session = await call.session(body.session_id)
     base_model, model_path = body.base_model or "", body.model_path or ""
     if not base_model and not model_path:

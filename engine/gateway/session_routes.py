@@ -10,6 +10,7 @@ from . import bodies
 from .call import Call, Reply, Route, json_reply
 from .doors import CLIENT
 from .errors import Unserved
+from .unserved import refuse_unserved
 
 # One poller for all samples of a client, and clones that never share a number.
 CONFIG = {"sample_use_retrieve_futures": True, "sample_join_sampling_session": True}
@@ -32,7 +33,7 @@ async def dynamic_config(call: Call) -> Reply:
 async def create_session(call: Call) -> Reply:
     """Open a session; a repeat of the same post gives the same one."""
     body = bodies.decode(bodies.CreateSession, call.body)
-    bodies.refuse_unserved(body)
+    refuse_unserved(body)
     hello = Hello(
         versions=list(SPOKEN_VERSIONS),
         session_id=_session_id(call),

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,8 +10,7 @@ import msgspec
 from ...client.adam import check_adam
 from ...client.answers import read_forward_backward, read_result
 from ...client.batch import Part, build_parts
-from ...client.errors import BadRequest, Busy
-from ...client.limits import limit
+from ...client.errors import BadRequest
 from ...client.losses import fill_config, find_loss
 from ...client.messages import (
     Command,
@@ -27,75 +25,65 @@ from ...client.messages import (
 from ...client.paths import check_name, format_run_id, format_sampler_id
 from ...client.session import check_metadata
 from ...client.ttl import check_ttl
-from ...client.wire import Malformed
 from . import bodies, shapes
 from .call import PROTOBUF, Call, Reply, Route, json_reply
 from .futures import Answer
 from .line import Parts
 from .names import from_weft, future_id, request_number, to_weft
+from .numbered import Numbered, Place
 from .passes import PassRequest, peek_pass, read_pass, write_pass
 from .session import Session
+from .unserved import refuse_unserved
 
 T = TypeVar("T")
 
 DEFAULT_RANK = 32
 LARGE_BYTES = 1 << 18  # of a pass that is read in a thread; it takes some 4 ms
-_MAX_WAITING = 2 * limit("unanswered")  # with numbers that are used up, for which nobody waits
 ALPHA = 32.0  # of every adapter; the SDK's config has no field for it
 
 
 async def create_model(call: Call) -> Reply:
     """A new run."""
     body = bodies.decode(bodies.CreateModel, call.body)
-    bodies.refuse_unserved(body)
-    session = await call.session(body.session_id)
-    run_id = format_run_id(session.session_id, body.model_seq_id)
+    refuse_unserved(body)
     lora = body.lora_config
-    number = request_number("command", run_id, 0)
-    header = CreateRun(
-        request_id=number,
-        run_id=run_id,
-        seq=0,
-        digest=b"",
+    return await _create(
+        call,
+        body.session_id,
+        body.model_seq_id,
+        {"type": "create_model"},
         base_model=body.base_model,
         rank=lora.rank,
-        alpha=ALPHA,
-        seed=_seed(lora.seed, number),
+        seed=lora.seed,
         train_attn=lora.train_attn,
         train_mlp=lora.train_mlp,
         train_unembed=lora.train_unembed,
         user_metadata=check_metadata(body.user_metadata),
     )
-    return _send(call, session, header, lambda _: {"type": "create_model", "model_id": run_id})
 
 
 async def load_weights(call: Call) -> Reply:
     """A new run from a saved state, or a run that goes back to one."""
     known = bodies.peek(call.body)
     if known is not None:
-        async with _Numbered(call, known) as place:
+        async with Numbered(call, known) as place:
             body = bodies.decode(bodies.LoadWeights, call.body)
-            bodies.refuse_unserved(body)
+            refuse_unserved(body)
             path = to_weft(body.path)
             load = partial(LoadState, path=path, with_optimizer=body.optimizer)
             result = {"type": "load_weights", "path": body.path}
             return _command(call, place, load, lambda _: result)
     body = bodies.decode(bodies.LoadWeights, call.body)
-    bodies.refuse_unserved(body)
+    refuse_unserved(body)
     assert body.session_id is not None  # it would have had a model_id and a number
     assert body.model_seq_id is not None
-    session = await call.session(body.session_id)
-    run_id = format_run_id(session.session_id, body.model_seq_id)
-    number = request_number("command", run_id, 0)
-    header = CreateRun(
-        request_id=number,
-        run_id=run_id,
-        seq=0,
-        digest=b"",
+    return await _create(
+        call,
+        body.session_id,
+        body.model_seq_id,
+        {"type": "load_weights", "path": body.path},
         base_model=body.base_model or "",
-        rank=0,
-        alpha=ALPHA,
-        seed=_seed(None, number),
+        rank=0,  # this and what follows are the saved state's
         train_attn=True,
         train_mlp=True,
         train_unembed=True,
@@ -103,8 +91,6 @@ async def load_weights(call: Call) -> Reply:
         with_optimizer=body.optimizer,
         user_metadata=check_metadata(body.user_metadata),
     )
-    result = {"type": "load_weights", "path": body.path, "model_id": run_id}
-    return _send(call, session, header, lambda _: result)
 
 
 async def get_info(call: Call) -> Reply:
@@ -132,7 +118,7 @@ async def get_info(call: Call) -> Reply:
 
 async def forward_backward(call: Call) -> Reply:
     """A forward_backward or a forward; refused ones use their number up."""
-    async with _Numbered(call, peek_pass(call.body)) as place:
+    async with Numbered(call, peek_pass(call.body)) as place:
         card = await place.session.card("run", place.run_id)
         if len(call.body) <= LARGE_BYTES:
             asked, config, parts = _read_parts(call.body, card)
@@ -170,9 +156,9 @@ def _read_parts(body: bytes, card: ModelCard) -> tuple[PassRequest, dict[str, fl
 
 async def optim_step(call: Call) -> Reply:
     """A step of the optimizer."""
-    async with _Numbered(call, bodies.peek(call.body)) as place:
+    async with Numbered(call, bodies.peek(call.body)) as place:
         body = bodies.decode(bodies.OptimStep, call.body)
-        bodies.refuse_unserved(body)
+        refuse_unserved(body)
         params = body.adam_params
         assert params is not None  # the other kind was refused
         step = partial(OptimStep, **msgspec.structs.asdict(params))
@@ -181,7 +167,7 @@ async def optim_step(call: Call) -> Reply:
 
 async def save_weights(call: Call) -> Reply:
     """Save a run's state."""
-    async with _Numbered(call, bodies.peek(call.body)) as place:
+    async with Numbered(call, bodies.peek(call.body)) as place:
         body = bodies.decode(bodies.SaveWeights, call.body)
         save = partial(
             SaveState,
@@ -196,9 +182,9 @@ async def save_weights(call: Call) -> Reply:
 async def save_weights_for_sampler(call: Call) -> Reply:
     """Freeze a run's weights: under a name, or as a sampler of this session."""
     kind = "save_weights_for_sampler"
-    async with _Numbered(call, bodies.peek(call.body)) as place:
+    async with Numbered(call, bodies.peek(call.body)) as place:
         body = bodies.decode(bodies.SaveWeightsForSampler, call.body)
-        bodies.refuse_unserved(body)
+        refuse_unserved(body)
         if (body.path is None) == (body.sampling_session_seq_id is None):
             raise BadRequest("exactly one of path and sampling_session_seq_id must be given")
         ttl_s, metadata = check_ttl(body.ttl_seconds), check_metadata(body.user_metadata)
@@ -222,9 +208,9 @@ async def save_weights_for_sampler(call: Call) -> Reply:
 
 async def save_weights_external(call: Call) -> Reply:
     """Keep a run's weights as an adapter whose files can be fetched."""
-    async with _Numbered(call, bodies.peek(call.body)) as place:
+    async with Numbered(call, bodies.peek(call.body)) as place:
         body = bodies.decode(bodies.SaveWeightsExternal, call.body)
-        bodies.refuse_unserved(body)
+        refuse_unserved(body)
         save = partial(
             SaveForSampler,
             name=check_name(body.path or ""),
@@ -235,58 +221,35 @@ async def save_weights_external(call: Call) -> Reply:
         return _command(call, place, save, finish)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a command belongs."""
-
-    session: Session
-    run_id: str
-    seq: int
-
-    @property
-    def number(self) -> int:
-        """Of the request at the broker."""
-        return request_number("command", self.run_id, self.seq)
-
-
-class _Numbered:
-    """Finds the run of a command; uses its number up when what is inside refuses it.
-
-    Args:
-        call: whose body it is.
-        found: run and number, as far as they can be read; None: the block will say what is wrong.
-    """
-
-    def __init__(self, call: Call, found: tuple[str, int] | None) -> None:
-        self._call = call
-        self._found = found
-        self._place: _Place | None = None
-
-    async def __aenter__(self) -> _Place:
-        if self._found is None:
-            raise self._call.refusal or Malformed("the body names no model_id and seq_id")
-        run_id, seq = self._found
-        if not 1 <= seq < 2**31:
-            raise BadRequest(f"seq_id is {seq}, not at least 1")
-        self._call.fields["run_id"] = run_id[:80]
-        session = await self._call.owner_of(run_id)
-        if len(session.line) >= _MAX_WAITING:
-            raise Busy(f"{len(session.line)} requests of the session wait for their answers")
-        if self._call.refusal is not None:
-            session.line.void(run_id, seq)
-            raise self._call.refusal
-        self._place = _Place(session, run_id, seq)
-        return self._place
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        place = self._place
-        if isinstance(error, BadRequest) and place is not None:
-            place.session.line.void(place.run_id, place.seq)  # leaves what an earlier post sent
+async def _create(
+    call: Call,
+    session_id: str,
+    model_seq_id: int,
+    told: dict[str, Any],
+    *,
+    seed: int | None = None,
+    **fields: Any,
+) -> Reply:
+    """Make a run; its first number is 0. What is told of it is its id and `told`."""
+    session = await call.session(session_id)
+    run_id = format_run_id(session.session_id, model_seq_id)
+    number = request_number("command", run_id, 0)
+    header = CreateRun(
+        request_id=number,
+        run_id=run_id,
+        seq=0,
+        digest=b"",
+        alpha=ALPHA,
+        # One that is drawn is the same for a repeat of the post.
+        seed=number & 0xFFFF_FFFF if seed is None else seed,
+        **fields,
+    )
+    return _send(call, session, header, lambda _: {**told, "model_id": run_id})
 
 
 def _command(
     call: Call,
-    place: _Place,
+    place: Place,
     make: Callable[..., Command],
     finish: Callable[[dict[str, Any]], dict[str, Any]],
     check: Callable[[Any], None] = lambda header: None,
@@ -327,11 +290,6 @@ def _stepped(result: dict[str, Any]) -> dict[str, Any]:
 
 def _write_pass(sent: list[Part], parts: Parts) -> Answer:
     return Answer(write_pass(read_forward_backward(parts, sent)), PROTOBUF)
-
-
-def _seed(seed: int | None, number: int) -> int:
-    """The seed asked for, or one that a repeat of the post draws again."""
-    return number & 0xFFFF_FFFF if seed is None else seed
 
 
 ROUTES = [

@@ -135,6 +135,23 @@ def test_a_parameter_given_twice_is_refused(caller: Caller) -> None:
     assert caller.get("training_runs?limit=1&limit=2").status == 400
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "training_runs/a/checkpoints?limit=1"),
+        ("GET", "training_runs?limits=1"),
+        ("GET", "samplers/a?limit=1"),
+        ("POST", "create_session?limit=1"),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_take_is_refused_by_name(
+    caller: Caller, method: str, path: str
+) -> None:
+    answer = caller.call(method, f"/api/v1/{path}")
+    assert (answer.status, answer.json["code"]) == (400, "malformed")
+    assert path.partition("?")[2].partition("=")[0] in answer.json["error"]
+
+
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
 def test_a_body_over_the_limit_is_refused(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, declared: bool
@@ -248,7 +265,7 @@ async def tell_much(call: Call) -> Reply:
 
 
 def with_route(build: Build, handler: Handler) -> Caller:
-    return build(routes=[Route("GET", "/api/v1/odd", handler)]).caller()
+    return build(routes=[Route("GET", "/api/v1/odd", handler, takes_query=True)]).caller()
 
 
 def test_a_fault_of_ours_is_told_without_its_words(

@@ -11,6 +11,7 @@ import pytest
 from weft.client.errors import BadRequest
 from weft.engine.gateway import bodies
 from weft.engine.gateway.errors import Unserved
+from weft.engine.gateway.unserved import UNSERVED, refuse_unserved
 
 GATEWAY = Path(__file__).resolve().parents[3] / "engine" / "gateway"
 CHUNK = {"type": "encoded_text", "tokens": [1, 2]}
@@ -109,7 +110,7 @@ def holds(whole: Any, part: Any) -> bool:
 @pytest.mark.parametrize(("kind", "fields"), EXAMPLES)
 def test_what_the_sdk_sends_is_read_and_served(kind: str, fields: dict[str, Any]) -> None:
     body = decode(kind, fields)
-    bodies.refuse_unserved(body)
+    refuse_unserved(body)
     assert holds(json.loads(msgspec.json.encode(body)), fields)
 
 
@@ -237,7 +238,7 @@ def test_what_is_not_served_is_refused_by_name(
     fields = next(fields for name, fields in EXAMPLES if name == kind)
     body = decode(kind, {**fields, **changes})
     with pytest.raises(Unserved, match=words) as caught:
-        bodies.refuse_unserved(body)
+        refuse_unserved(body)
     assert "secret" not in str(caught.value)
 
 
@@ -266,7 +267,7 @@ def test_every_field_is_looked_at_by_some_route_or_refused() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
     }
-    unserved = {(kind, refused.name) for kind, all_ in bodies.UNSERVED.items() for refused in all_}
+    unserved = {(kind, refused.name) for kind, all_ in UNSERVED.items() for refused in all_}
     whole = {bodies.AdamParams}  # handed on as they are
     silent = {"type", "sdk_version", "detail"}  # say what is known already, or is for people
     chunks = {bodies.ImageChunk, bodies.ImageAssetPointerChunk, bodies.DmelChunk}  # refused

@@ -40,6 +40,17 @@ def test_no_more_addresses_are_kept_than_allowed(
     assert min(map(len, tokens)) >= 43  # 32 bytes of chance
 
 
+def test_many_addresses_of_one_key_do_not_end_those_of_another(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_MAX_LINKS", 3)
+    alice, bob = (stand.loop.run(stand.gateway.doors.admit(key)) for key in ("tml-a", "tml-b"))
+    links = FileLinks()
+    of_alice, _ = links.make(alice, "weft://a")
+    of_bob = [links.make(bob, "weft://b")[0] for _ in range(5)]
+    assert list(links._links) == [of_alice, *of_bob[3:]]
+
+
 def test_a_link_does_not_show_its_key(stand: Stand) -> None:
     door = stand.loop.run(stand.gateway.doors.admit("tml-any"))
     links = FileLinks()

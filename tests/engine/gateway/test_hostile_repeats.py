@@ -13,7 +13,7 @@ import zstandard
 from gateways import Caller, Stand, model_fields, pass_body, sample_fields, step_fields
 
 from weft.client.limits import limit
-from weft.engine.gateway import app, training_routes
+from weft.engine.gateway import app, numbered
 from weft.engine.gateway.names import request_number
 
 Build = Callable[..., Stand]
@@ -250,7 +250,7 @@ def test_what_the_sdk_says_it_has_is_kept_no_more(caller: Caller) -> None:
 def test_numbers_that_are_used_up_without_end_are_to_wait(
     caller: Caller, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_routes, "_MAX_WAITING", 3)
+    monkeypatch.setattr(numbered, "_MAX_WAITING", 3)
     for seq in range(2, 5):
         caller.step(run_id, seq)  # each waits for number 1
     refused = caller.post("optim_step", {"model_id": run_id, "seq_id": 9})
