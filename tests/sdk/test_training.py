@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 from internals import fetch, forward_backward, post
-from talking import assert_close, datum, logprobs_of, prompt, scores, settled, since, step, text
+from talking import (
+    SAME,
+    assert_close,
+    datum,
+    logprobs_of,
+    prompt,
+    scores,
+    settled,
+    since,
+    step,
+    text,
+)
 from tinker import ServiceClient, types
 
 ADAM = types.AdamParams(learning_rate=1e-2)
@@ -64,6 +75,20 @@ def test_a_call_of_several_posts_is_one_call(trainer: Any) -> None:
     expected = dict(zip(words, logprobs, strict=True))
     for each, found in zip(words, logprobs, strict=True):
         assert_close(found, expected[each])
+
+
+def test_the_pieces_of_a_call_add_up(service: ServiceClient) -> None:
+    data = [datum(FOX[: 2 + index % 5]) for index in range(1100)]
+    whole = settled(service.create_lora_training_client("weft/tiny", rank=4, seed=1))
+    halves = settled(service.create_lora_training_client("weft/tiny", rank=4, seed=1))
+    whole.forward_backward(data, "cross_entropy")
+    halves.forward_backward(data[:550], "cross_entropy")
+    halves.forward_backward(data[550:], "cross_entropy")
+    before = scores(whole)
+    for trainer in (whole, halves):
+        trainer.optim_step(types.AdamParams(learning_rate=1e-2, eps=1.0)).result()
+    assert np.abs(scores(whole) - before).max() > 100 * SAME
+    assert_close(scores(whole), scores(halves))
 
 
 def _soft(targets: Any, weights: Any) -> types.Datum:
