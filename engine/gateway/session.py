@@ -10,7 +10,7 @@ from functools import partial
 from itertools import count
 
 from ...client import wire
-from ...client.errors import Conflict, EngineFailed, NotFound, WeftError
+from ...client.errors import Busy, Conflict, EngineFailed, NotFound, WeftError
 from ...client.messages import CloseSampler, CreateSampler, ModelCard, Query, Request
 from ...client.model_cards import find_card
 from ...client.wire import Buffer
@@ -111,6 +111,7 @@ class Session:
 
         Raises:
             NotFound: there is none, or its model is not served any more.
+            Busy: workers are still loading.
         """
         known = self._cards.get(subject)
         if known is None:
@@ -120,8 +121,10 @@ class Session:
             known = find_card([] if welcome is None else welcome.models, name)
             if known is None:
                 capabilities = Query(request_id=self.line.new_number(), what="capabilities")
-                found = (await self.line.request(capabilities))["models"]
-                known = find_card([ModelCard(**card) for card in found], name)
+                served = await self.line.request(capabilities)
+                known = find_card([ModelCard(**card) for card in served["models"]], name)
+                if known is None and served["state"] == "loading":
+                    raise Busy(f"no worker has loaded the model {name!r} yet")
             if known is None:
                 raise NotFound(f"no worker serves the model {name!r} of {subject}")
             self._cards[subject] = known

@@ -88,6 +88,21 @@ def test_a_worker_that_dies_fails_the_steps_it_had_and_samples_go_on_with_the_ne
     assert caller.result(sample).headers["Content-Type"] == "application/x-protobuf"
 
 
+def test_who_comes_while_a_worker_is_being_started_again_is_to_come_again(build: Build) -> None:
+    stand = build()
+    caller = stand.caller()
+    sampler_id = caller.sampler()
+    stand.broker.worker_gone("worker-0", "killed")
+    stand.restart_gateway()
+    refused = caller.sample(sampler_id, 0)
+    assert (refused.status, refused.json["code"]) == (429, "busy")
+    stand.add_worker()
+    deadline = time.monotonic() + DEADLINE_S
+    while (posted := caller.sample(sampler_id, 0)).status == 429:
+        assert time.monotonic() < deadline
+    assert caller.result(posted).headers["Content-Type"] == "application/x-protobuf"
+
+
 def test_a_session_that_the_broker_forgot_is_gone_for_its_heartbeats(build: Build) -> None:
     stand = build()
     caller = stand.caller()
