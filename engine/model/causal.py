@@ -111,8 +111,24 @@ def _product(
     if out is None:
         out = a_CXY.new_empty(count, num_rows, num_columns)
     if num_rows * inner * num_columns < _MIN_ONEDNN or not can_use_onednn(a_CXY):
+        if count == 1 and torch.get_num_threads() > 1:
+            return _product_alone(a_CXY, b_CYZ, out, accumulate)
         return torch.baddbmm(out, a_CXY, b_CYZ, beta=int(accumulate), out=out)
     for a, b, result in zip(a_CXY.unbind(), b_CYZ.unbind(), out.unbind(), strict=True):
         y = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
         result.add_(y) if accumulate else result.copy_(y)
     return out
+
+
+def _product_alone(a_1XY: Tensor, b_1YZ: Tensor, out_1XZ: Tensor, accumulate: bool) -> Tensor:
+    """The product with the bits it has among others: threads share one alone, in other parts.
+
+    It is computed twice, in a tensor like the one that `out_1XZ` is a part of.
+    """
+    num_rows, num_columns = out_1XZ.shape[1:]
+    pair = out_1XZ.new_empty(2, out_1XZ.stride(0) // num_columns, num_columns)[:, :num_rows]
+    if accumulate:
+        pair.copy_(out_1XZ)
+    a_2XY, b_2YZ = a_1XY.expand(2, -1, -1), b_1YZ.expand(2, -1, -1)
+    torch.baddbmm(pair, a_2XY, b_2YZ, beta=int(accumulate), out=pair)
+    return out_1XZ.copy_(pair[:1])

@@ -91,6 +91,9 @@ class DenseLinear:
         self, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, accumulate: bool
     ) -> None:
         if not self._uses_onednn:
+            if bias is not None and not accumulate:  # rounded once, as in `_linear`
+                torch.addmm(bias, x, weight.t(), out=out)
+                return
             torch.addmm(out, x, weight.t(), beta=int(accumulate), out=out)
             if bias is not None:
                 out.add_(bias)

@@ -259,8 +259,10 @@ def _lowest_kept(p_MV: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor:
     total_M1 = torch.where(k_M1 < V, ends_MC[:, -1:], 1.0)
     is_kept = (ends_MC - mass_MC < share_M1 * total_M1) & (ranks_C < k_M1)
     lowest_M = values_MC.gather(1, (is_kept.sum(-1, keepdim=True) - 1).clamp_(min=0))[:, 0]
-    is_wide_M = (ends_MC[:, -1:] < share_M1)[:, 0] & (k_M1 > num_candidates)[:, 0]
-    if num_candidates < V and bool(is_wide_M.any()):
+    # By the same candidates whatever the others' top_k, so that no bit of a row depends on it.
+    few = min(num_candidates, _CANDIDATES)
+    is_wide_M = (ends_MC[:, few - 1 : few] < share_M1)[:, 0] & (k_M1 == V)[:, 0]
+    if few < V and bool(is_wide_M.any()):
         wide = is_wide_M.nonzero()[:, 0]
         lowest_M[wide] = _reach(p_MV.index_select(0, wide), share_M1[wide])
     return lowest_M
