@@ -58,6 +58,36 @@ def test_padding_is_zero_whatever_the_first_row_holds(products: Products) -> Non
     assert not gathered[1, 7:].any()
 
 
+@pytest.mark.parametrize(("rank", "rows"), [(8, 1), (8, 2), (64, 16), (256, 8)])
+@pytest.mark.parametrize("width", [96, 97])
+def test_separate_products_do_not_depend_on_where_rows_lie(
+    rank: int, rows: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(rows, size, generator=generator) for size in (40, width))
+    a, bt = (torch.randn(1, rank, size, generator=generator) for size in (48, 112))
+    a, bt = a[:, :, :40], bt[:, :, :width]
+    products = Separate(Workspace("cpu"))
+
+    def last_segment(counts: list[int], ranks: list[int]) -> torch.Tensor:
+        """Shrink and expand of the segment at the end, in a batch with others of its kind."""
+        plan = build_plan(counts, ranks, [1] * len(counts), is_deterministic=True)
+        block = next(block for block in plan.blocks if block.length >= rows)
+        others, many = sum(counts[:-1]), block.num_entries
+        x_TD, y_TO = torch.ones(others + rows, 40), torch.ones(others + rows + 1, width)
+        x_TD[others:], y_TO[others : others + rows] = x, y
+        place = Rows(block, len(x_TD), torch.device("cpu"), products)
+        weights = [each.expand(many, -1, -1) for each in (a, bt)]
+        s = shrink(place.gather(x_TD, "x"), weights[0], torch.full((many,), 0.5), products)
+        place.add_product(y_TO, s, weights[1])
+        return y_TO[others : others + rows]
+
+    alone = last_segment([rows], [rank])
+    assert not torch.equal(alone, y)
+    for counts, ranks in [([rows] * 3, [rank] * 3), ([rows, 1, rows], [rank, 0, rank])]:
+        assert torch.equal(last_segment(counts, ranks), alone)
+
+
 @pytest.mark.parametrize("is_missing", [False, True])
 def test_gradients_of_a_group_are_those_of_autograd(products: Products, is_missing: bool) -> None:
     generator = torch.Generator().manual_seed(0)
