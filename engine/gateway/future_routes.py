@@ -4,6 +4,7 @@ import time
 
 from ...client.errors import BadRequest, WeftError
 from ...client.messages import Cancel
+from ...client.waiting import REASONS, Reason
 from . import bodies
 from .call import JSON, Call, Reply, Route, json_reply
 from .futures import Future
@@ -92,10 +93,17 @@ def _try_again(session: Session, request_id: str, number: int) -> Reply:
             "type": "try_again",
             "request_id": request_id,
             "queue_state": "paused_capacity" if is_paused else "active",
-            "queue_state_reason": reason.detail if reason is not None else None,
+            "queue_state_reason": None if reason is None else _words_of(reason),
         }
     )
     return Reply(reply.body, reply.content_type, 408)
+
+
+def _words_of(reason: Reason) -> str:
+    """Why a request waits, in words that do not say where the broker is."""
+    if reason.code in ("connecting", "reconnecting", "sent"):
+        return REASONS[reason.code].meaning
+    return reason.detail
 
 
 def _completion(session: Session, future: Future) -> dict[str, object]:

@@ -60,6 +60,7 @@ def test_who_is_connected_is_told_when_the_broker_is_away_and_goes_on_afterwards
     held = caller.step(run_id, 1)
     poll = caller.poll(held.json["request_id"])
     assert (poll.status, poll.json["queue_state"]) == (408, "paused_capacity")
+    assert "ipc:" not in poll.json["queue_state_reason"]  # where the broker is concerns nobody
     stand.start_broker()
     found = caller.result(held).json
     assert (found["category"], "(not_found)" in found["error"]) == ("user", True)
