@@ -278,7 +278,7 @@ def _attend_exactly(
     num_sequences, num_heads, num_queries = q_NHQK.shape[:3]
     if num_queries % 2:
         q_NHQK = torch.cat([q_NHQK, q_NHQK[:, :, -1:]], 2)
-        if attn_mask is not None and num_queries > 1:
+        if attn_mask is not None and attn_mask.shape[2] > 1:
             attn_mask = torch.cat([attn_mask, attn_mask[:, :, -1:]], 2)
     if num_sequences * num_heads == 1:
         q_NHQK, k_NGLK, v_NGLK = (x.expand(2, -1, -1, -1) for x in (q_NHQK, k_NGLK, v_NGLK))

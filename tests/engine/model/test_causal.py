@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from thread_counts import threads
 from torch import Tensor
 
 from weft.engine.model.causal import attend_causal
@@ -83,3 +84,18 @@ def test_a_head_has_the_same_bits_among_others_and_no_nan_of_theirs(
         ]
         for found, expected in zip(run(*crowd), alone, strict=True):
             assert torch.equal(found[before : before + 2], expected)
+
+
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
+@pytest.mark.parametrize("repeats", [1, 4, 7])
+@pytest.mark.parametrize("length", [1, 3, 6, 12, 24, 70, 140])
+def test_one_head_alone_has_the_bits_that_it_has_among_others(
+    length: int, repeats: int, num_threads: int
+) -> None:
+    tensors = random_heads(3, length, repeats, 20, torch.float32)
+    with threads(num_threads):
+        together = run(*tensors)
+        for head in range(3):
+            alone = run(*(x[head : head + 1] for x in tensors))
+            for found, expected in zip(together, alone, strict=True):
+                assert torch.equal(found[head], expected[0])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from thread_counts import threads
 from torch import Tensor
 
 from weft.engine.model.linear import DenseLinear, FrozenLinears
@@ -82,6 +83,22 @@ def test_tiled_rows_have_the_same_bits_wherever_they_stand(
 
         assert torch.equal(linear.forward(crowd)[start : start + 16], alone)
         assert torch.equal(linear.backward_input(crowd_dy)[start : start + 16], alone_dx)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_tiled_rows_with_a_bias_have_the_same_bits_wherever_they_go(
+    dtype: torch.dtype, num_threads: int
+) -> None:
+    bias = random(97, dtype=dtype, seed=2)
+    linear = DenseLinear(random(97, 64, dtype=dtype), bias, row_tile=64)
+    rows = random(160, 64, dtype=dtype, seed=1)
+    with threads(num_threads):
+        alone = linear.forward(rows[:16])
+        assert torch.equal(linear.forward(rows)[:16], alone)
+        spare = torch.empty(17, 97, dtype=dtype)
+        linear.forward(rows[:16], spare[:-1])
+        assert torch.equal(spare[:-1], alone)
 
 
 def test_tiles_need_rows_in_sixteens() -> None:

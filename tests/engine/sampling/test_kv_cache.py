@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from sampling_helpers import Facts
+from thread_counts import threads
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -148,6 +150,34 @@ def test_the_bits_of_a_sequence_do_not_depend_on_its_neighbours() -> None:
     for sequence, out in zip(sequences, together, strict=True):
         (alone,) = attend(other, [(sequence, len(sequence.q_THK) - 1, len(sequence.q_THK))])
         assert torch.equal(out, alone)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("fresh", [1, 9])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (6, 2), (7, 1)])
+def test_in_deterministic_mode_no_bit_depends_on_how_many_sequences_there_are(
+    num_heads: int, num_kv_heads: int, fresh: int, num_threads: int
+) -> None:
+    cache = KVCache(Facts(num_kv_heads=num_kv_heads, head_dim=20), 70, SIZE)
+    random = torch.Generator().manual_seed(0)
+    cache.storage.normal_(generator=random)
+    tables = np.arange(70).reshape(7, 10)
+    q, k, v = (
+        torch.randn(7, fresh, heads, 20, generator=random)
+        for heads in (num_heads, num_kv_heads, num_kv_heads)
+    )
+
+    def attend_some(first: int, last: int) -> Tensor:
+        some = slice(first, last)
+        counts = np.full(last - first, 30), np.full(last - first, fresh)
+        attention = PagedAttention(cache, tables[some], *counts, is_deterministic=True)
+        return attention.attend(1, *(x[some].flatten(0, 1) for x in (q, k, v)))
+
+    with threads(num_threads):
+        alone = torch.cat([attend_some(place, place + 1) for place in range(7)])
+        for first, last in [(0, 2), (1, 4), (0, 7)]:
+            expected = alone[first * fresh : last * fresh]
+            assert torch.equal(attend_some(first, last), expected)
 
 
 def test_nan_of_a_neighbour_stays_with_it() -> None:

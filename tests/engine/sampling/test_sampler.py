@@ -104,6 +104,20 @@ def test_a_wide_share_of_a_large_vocabulary_is_found_exactly(top_p: float) -> No
         assert drawn.tokens[row] == order[:num_kept].max()
 
 
+def test_top_p_keeps_the_same_tokens_whatever_top_k_a_neighbour_has() -> None:
+    logits = random_logits(20, seed=1).div_(3).sort(-1, descending=True).values
+    logits[:, 60:] -= 20  # so small that float64 cannot hold their sums with the others
+    # Shares that are reached exactly by 70 tokens and more, if summed from the largest one on.
+    shares = logits.softmax(-1).double().cumsum(-1)[:, 70:120:5]
+    rows = logits.repeat_interleave(10, 0)
+    settings = [(1.0, -1, top_p) for top_p in shares.flatten().tolist()]
+    ends = np.full(201, 1 - 2.0**-53)
+    expected = draw(rows.clone(), Settings.of(settings), ends[1:])
+    beside = Settings.of([*settings, (1.0, 280, 0.5)])
+    found = draw(torch.cat([rows, rows[:1]]), beside, ends)
+    assert found.tokens[:-1].tolist() == expected.tokens.tolist()
+
+
 def test_top_p_counts_from_what_top_k_left() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     kept = set(draw_row(logits, 1000, top_k=2, top_p=0.57).tokens.tolist())
