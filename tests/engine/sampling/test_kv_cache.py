@@ -171,7 +171,8 @@ def test_in_deterministic_mode_no_bit_depends_on_how_many_sequences_there_are(
         some = slice(first, last)
         counts = np.full(last - first, 30), np.full(last - first, fresh)
         attention = PagedAttention(cache, tables[some], *counts, is_deterministic=True)
-        return attention.attend(1, *(x[some].flatten(0, 1) for x in (q, k, v)))
+        rows = [x[some].flatten(0, 1) for x in (q, k, v)]
+        return attention.attend(1, rows[0], rows[1], rows[2])
 
     with threads(num_threads):
         alone = torch.cat([attend_some(place, place + 1) for place in range(7)])
