@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,7 +52,8 @@ class Server:
         self._gateway: GatewayProcess | None = None
         self._sockets = socket_folder() if http else None
         operator_key = f"tml-{secrets.token_urlsafe(32)}"
-        config: GatewayConfig | None = None
+        if not http and (tls_cert or tls_key or public_url):
+            raise BadRequest("a certificate or a public URL is of HTTP, which is not asked for")
         with ExitStack() as undo:
             if self._sockets is not None:
                 undo.callback(self._sockets.cleanup)
@@ -64,7 +66,11 @@ class Server:
                     insecure=insecure,
                     public_url=public_url,
                 )
-                _check_keys(config, state_dir)
+                config = replace(config, has_keys=_check_keys(config, state_dir))
+                # Before the engine: it tells how far the model is loaded, and a port that is taken
+                # or a certificate that is none is known at once.
+                self._gateway = GatewayProcess(config, log_format=log_format, log_level=log_level)
+                undo.callback(self._gateway.close)
                 listen = [*listen, config.broker]
             self.engine = Engine(
                 model,
@@ -78,9 +84,6 @@ class Server:
                 log_level=log_level,
                 **worker_settings,
             )
-            undo.callback(self.engine.close)
-            if config is not None:
-                self._gateway = GatewayProcess(config, log_format=log_format, log_level=log_level)
             undo.pop_all()
 
     @property
@@ -131,12 +134,19 @@ class Server:
         self.close()
 
 
-def _check_keys(config: GatewayConfig, state_dir: str) -> None:
-    """Without keys everybody is the same tenant, so nobody from outside may come in."""
-    if config.insecure or config.is_near:
-        return
-    if not state_dir or KeyStore(Path(state_dir)).secrets() is None:
+def _check_keys(config: GatewayConfig, state_dir: str) -> bool:
+    """Without keys everybody is the same tenant, so nobody from outside may come in.
+
+    Returns:
+        Whether keys are needed, which they are for good once there is one.
+
+    Raises:
+        BadRequest: there are none, and others can reach it.
+    """
+    has_keys = bool(state_dir) and KeyStore(Path(state_dir)).secrets() is not None
+    if not (has_keys or config.insecure or config.is_near):
         raise BadRequest(
             f"{config.public_url or config.listen} can be reached from other machines, and there are no API keys; "
             "make one with `weft key create`, or pass --insecure"
         )
+    return has_keys

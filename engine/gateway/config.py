@@ -28,11 +28,15 @@ class GatewayConfig:
     tls_key: str = ""
     insecure: bool = False  # plain HTTP beyond loopback
     public_url: str = ""  # where clients reach it, behind a proxy
+    has_keys: bool = False  # whoever starts it, before the broker, has seen that keys are needed
     poll_s: float = LIMITS["poll_s"].default
 
     def __post_init__(self) -> None:
         if bool(self.tls_cert) != bool(self.tls_key):
             raise BadRequest("TLS needs both a certificate and its key")
+        public = urlsplit(self.public_url)
+        if self.public_url and (public.scheme not in ("http", "https") or not public.hostname):
+            raise BadRequest(f"{self.public_url!r} is no address such as https://weft.example.org")
         host, port = self.address
         if not 0 <= port < 65_536:
             raise BadRequest(f"port {port} of {self.listen!r} is none")

@@ -5,13 +5,18 @@ have another status: a conflict is 422 here, and what is not served 400, not 501
 no exception, so that what is too large is 400, too, which it raises as a BadRequestError.
 """
 
+import re
+
 import msgspec
 
 from ...client.errors import CODES, BadRequest, WeftError, sentence
+from ...client.paths import SCHEME
+from .names import SDK_SCHEME
 
 RETRY_AFTER_S = 1.0
 _REPEATED = (408, 429, 500, 502, 503, 504)
 _FINAL = {409: 422, 413: 400, 507: 422}
+_BROKERS_PATH = re.compile(rf"(?<!['\"]){SCHEME}")  # what is in quotes are the caller's words
 
 
 class Unserved(BadRequest):
@@ -45,11 +50,16 @@ def http_headers(error: WeftError) -> dict[str, str]:
 
 def http_body(error: WeftError) -> bytes:
     """The body of a refusal."""
-    return msgspec.json.encode({"error": sentence(error), "code": error.code})
+    return msgspec.json.encode({"error": _told(error), "code": error.code})
 
 
 def failed_future(error: WeftError) -> bytes:
     """The body of a future that has failed."""
     row = CODES.get(error.code)
     category = "user" if row is not None and row.fault == "user" else "server"
-    return msgspec.json.encode({"error": f"{sentence(error)} ({error.code})", "category": category})
+    return msgspec.json.encode({"error": f"{_told(error)} ({error.code})", "category": category})
+
+
+def _told(error: WeftError) -> str:
+    """The sentence of an error, with paths as the SDK writes them."""
+    return _BROKERS_PATH.sub(SDK_SCHEME, sentence(error))

@@ -10,7 +10,7 @@ from functools import partial
 import zmq
 from aiohttp import web
 
-from ...client.errors import BadRequest, WeftError
+from ...client.errors import BadRequest, Disconnected, WeftError
 from ...client.messages import Query
 from .app import make_app, response_of
 from .call import Gateway, Reply, Route, json_reply
@@ -78,7 +78,7 @@ class GatewayServer:
         """Begin to answer."""
         host, port = self.config.address
         tls = _tls(self.config)
-        if not self.config.is_near and not self.config.insecure:
+        if not (self.config.is_near or self.config.insecure or self.config.has_keys):
             await self._require_keys()
         await self._runner.setup()
         assert self._runner.server is not None
@@ -138,16 +138,19 @@ class GatewayServer:
             except Exception:  # the boundary of the task: what it frees would grow for ever
                 log.exception("a sweep failed")
 
-    async def _ask(self, what: str) -> dict[str, object] | None:
-        """Query the broker in the gateway's own name; None when it does not answer in time."""
+    async def _ask(self, what: str) -> dict[str, object] | WeftError:
+        """Query the broker in the gateway's own name; why, when there is no answer in time."""
         try:
             async with asyncio.timeout(ASK_S):
                 door = await self._gateway.doors.admit(self.config.api_key)
                 line = door.line
                 return await line.request(Query(request_id=line.new_number(), what=what))
-        except (WeftError, TimeoutError) as error:
-            log.info("the broker did not answer %s: %s", what, type(error).__name__)
-            return None
+        except WeftError as error:
+            failure = error
+        except TimeoutError:
+            failure = Disconnected(f"no answer within {ASK_S:g} s")
+        log.info("the broker did not answer %s: %s", what, failure.code)
+        return failure
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return _health_response(alive())
@@ -160,7 +163,9 @@ class GatewayServer:
         counters.futures = sessions.num_futures
         counters.future_bytes = sessions.kept.num_bytes
         counters.lines = len(sessions) + len(self._gateway.doors)
-        text = exposition(await self._ask("metrics"), counters, self._version)
+        told = await self._ask("metrics")
+        figures = None if isinstance(told, WeftError) else told
+        text = exposition(figures, counters, self._version)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
 

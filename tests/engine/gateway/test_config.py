@@ -31,6 +31,12 @@ def test_what_is_no_address_is_refused_with_it(listen: str) -> None:
         GatewayConfig(broker=BROKER, listen=listen)
 
 
+@pytest.mark.parametrize("public_url", ["weft.example.org", "ftp://weft.example.org", "https://"])
+def test_a_public_address_is_one_of_the_web(public_url: str) -> None:
+    with pytest.raises(BadRequest, match=r"is no address such as https://weft\.example\.org"):
+        GatewayConfig(broker=BROKER, listen="127.0.0.1:0", public_url=public_url)
+
+
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "192.168.0.1", "[::]", "weft.example", "[2001:db8::1]"]
 )

@@ -42,6 +42,18 @@ def test_a_future_fails_with_the_side_that_is_to_blame(code: str, category: str)
     assert told == {"error": f"words ({code})", "category": category}
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("no checkpoint weft://r/weights/x", "no checkpoint tinker://r/weights/x"),
+        ("'weft://r' is no path", "'weft://r' is no path"),
+    ],
+)
+def test_the_brokers_paths_are_told_as_the_sdk_writes_them(words: str, told: str) -> None:
+    assert json.loads(http_body(WeftError(words)))["error"] == told
+    assert json.loads(failed_future(WeftError(words)))["error"].startswith(told)
+
+
 @pytest.mark.parametrize("words", ["\ud800", "x" * 100_000])
 def test_any_words_can_be_told(words: str) -> None:
     error = WeftError(words)

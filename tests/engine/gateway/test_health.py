@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from weft.client.errors import Disconnected, Unauthorized, WeftError
 from weft.engine.gateway.health import alive, readiness
 
 
@@ -17,9 +18,14 @@ def test_a_server_with_a_warm_model_is_ready() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "status", "detail"),
+    ("told", "status", "detail"),
     [
-        (None, "unreachable", "the broker does not answer"),
+        (Disconnected("words"), "unreachable", "the broker does not answer"),
+        (
+            Unauthorized("words"),
+            "unauthorized",
+            "this gateway needs a key of its own; WEFT_API_KEY takes one of the operator",
+        ),
         ({"state": "loading", "loading": []}, "loading", "no worker has connected yet"),
         (
             {"state": "loading", "loading": [{"phase": "reading weights", "fraction": 0.4}]},
@@ -41,6 +47,6 @@ def test_a_server_with_a_warm_model_is_ready() -> None:
     ],
 )
 def test_any_other_is_not_and_says_why(
-    capabilities: dict[str, Any] | None, status: str, detail: str
+    told: dict[str, Any] | WeftError, status: str, detail: str
 ) -> None:
-    assert readiness(capabilities) == (503, {"status": status, "detail": detail})
+    assert readiness(told) == (503, {"status": status, "detail": detail})
