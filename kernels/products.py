@@ -118,13 +118,14 @@ class Separate:
     def add(self, out_EXZ: Tensor, left_EXY: Tensor, right_EYZ: Tensor) -> None:
         """See `Products`; `out_EXZ` may lie anywhere."""
         count, num_rows, width = out_EXZ.shape
-        for start in range(0, width, _COLUMNS):
-            columns = slice(start, min(start + _COLUMNS, width))
-            size = columns.stop - start
-            product = self.result(count * num_rows, size, out_EXZ.dtype)
-            product_EXZ = product.view(count, num_rows, size)
-            self.write(product_EXZ, left_EXY, right_EYZ[:, :, columns])
-            out_EXZ[:, :, columns].add_(product_EXZ)
+        if width > _COLUMNS:
+            for start in range(0, width, _COLUMNS):
+                columns = slice(start, start + _COLUMNS)
+                self.add(out_EXZ[:, :, columns], left_EXY, right_EYZ[:, :, columns])
+            return
+        product_EXZ = self.result(count * num_rows, width, out_EXZ.dtype).view(out_EXZ.shape)
+        self.write(product_EXZ, left_EXY, right_EYZ)
+        out_EXZ.add_(product_EXZ)
 
     def result(self, num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """See `Products`; the rows do not lie end to end."""
