@@ -11,7 +11,8 @@ from talking import rest_of, settled
 from tinker import ServiceClient
 from tinker.cli.__main__ import main as tinker_main
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+# A client that is told no address must not look for the hosted service.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TINKER_BASE_URL="http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="session")
