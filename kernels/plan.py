@@ -27,8 +27,9 @@ EXACT_LENGTH = 512  # rows from which on a segment is never padded
 class Block:
     """Entries first..last - 1 of a stack, each with `length` rows, the last of them padding.
 
-    With `repeats` above 1 it is entry `first` alone, so many times. When the rows of all entries are adjacent and whole, `start` is the first of them and `rows` is
-    empty. Otherwise `rows` [entries * length] says which row stands at each place, -1 for padding.
+    With `repeats` above 1 it is entry `first` alone, so many times. When the rows of all entries
+    are adjacent and whole, `start` is the first of them and `rows` is empty. Otherwise `rows`
+    [entries * length] says which row stands at each place, -1 for padding.
     """
 
     stack: int
@@ -87,15 +88,14 @@ def packing_order(
     Units of one block keep their order; those without adapter (rank 0) come last. `adapters` as
     for `build_plan`.
     """
-    masks = np.asarray(targets) & ~HEAD_FAMILY
+    ranks_, masks = np.asarray(ranks), np.asarray(targets) & ~HEAD_FAMILY
     classes = length_class(np.asarray(lengths, np.int64))
-    segments = [
-        part.segments
-        for _, parts in _group(np.asarray(ranks), masks, classes, adapters)
-        for part in parts
-    ]
-    bare = np.flatnonzero(np.asarray(ranks) == 0)
-    return np.concatenate([*segments, bare[np.argsort(classes[bare], kind="stable")]])
+    order = np.lexsort((classes, masks, rank_bucket(ranks_), ranks_ == 0))
+    if adapters is None:
+        return order
+    groups = _group(ranks_, masks, classes, adapters)
+    bare = order[ranks_[order] == 0]
+    return np.concatenate([*(part.segments for _, parts in groups for part in parts), bare])
 
 
 def build_plan(
@@ -157,20 +157,23 @@ def _group(
     ranks: Int64s, targets: Int64s, classes: Int64s, adapters: Sequence[int] | None
 ) -> list[tuple[Stack, list[_Part]]]:
     """The segments that have a rank, by stack and by block."""
-    owners = np.arange(len(ranks)) if adapters is None else np.asarray(adapters)
-    members = np.flatnonzero(ranks > 0)
-    buckets = rank_bucket(ranks[members])
+    keys = np.stack([rank_bucket(ranks), targets, classes])
+    order = np.lexsort(keys[::-1])
+    order = order[ranks[order] > 0]
     groups: list[tuple[Stack, list[_Part]]] = []
-    for bucket, mask in sorted(set(zip(buckets.tolist(), targets[members].tolist(), strict=True))):
-        segments = members[(buckets == bucket) & (targets[members] == mask)]
-        firsts, entries = _entries(owners[segments], classes[segments])
-        parts = [
-            part
-            for each in np.unique(classes[segments])
-            for part in _cut_class(
-                segments[classes[segments] == each], entries[classes[segments] == each], int(each)
-            )
-        ]
+    for segments in _runs_of_equal(keys[:2], order):
+        firsts, entries = np.arange(len(segments)), np.arange(len(segments))
+        if adapters is not None:
+            firsts, entries = _entries(np.asarray(adapters)[segments], classes[segments])
+        parts: list[_Part] = []
+        for places in _runs_of_equal(keys[2:, segments], np.arange(len(segments))):
+            own, first, last = segments[places], int(places[0]), int(places[-1]) + 1
+            length = int(classes[own[0]])
+            if adapters is None:
+                parts.append(_Part(first, last, 1, length, own))
+            else:
+                parts.extend(_cut_class(own, entries[places], length))
+        bucket, mask = keys[:2, segments[0]].tolist()
         groups.append((Stack(bucket, mask, tuple(segments[firsts].tolist())), parts))
     return groups
 
@@ -208,6 +211,14 @@ def _cut_class(segments: Int64s, entries: Int64s, length: int) -> list[_Part]:
         for run, own in zip(np.split(chosen, gaps), np.split(theirs, gaps), strict=True):
             parts.append(_Part(int(run[0]), int(run[-1]) + 1, 1, length, own))
     return parts
+
+
+def _runs_of_equal(keys: Int64s, order: Int64s) -> list[Int64s]:
+    """Cut `order` where any of the keys changes."""
+    if not len(order):
+        return []
+    changes = (np.diff(keys[:, order], axis=1) != 0).any(axis=0)
+    return np.split(order, np.flatnonzero(changes) + 1)
 
 
 def _num_rounds(counts: Int64s) -> int:

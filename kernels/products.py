@@ -98,22 +98,17 @@ class Separate:
         """See `Products`.
 
         PyTorch takes one product after the other, at 1 us each, where the rows of a float32 result
-        do not lie end to end; those of its transpose do not either. A row alone always does.
+        do not lie end to end; those of its transpose do not either. A row alone has the same bits
+        both ways.
         """
         if out_EXZ.dtype != torch.float32:
             for out, left, right in zip(out_EXZ, left_EXY, right_EYZ, strict=True):
                 torch.mm(left, right, out=out)
-        elif not out_EXZ.is_contiguous():
-            torch.bmm(left_EXY, right_EYZ, out=out_EXZ)
-        elif out_EXZ.shape[1] > 1:
+        elif out_EXZ.is_contiguous() and out_EXZ.shape[1] > 1:
             left_ZY, right_YX = right_EYZ.transpose(1, 2), left_EXY.transpose(1, 2)
             torch.bmm(left_ZY, right_YX, out=out_EXZ.transpose(1, 2))
         else:
-            count, _, width = out_EXZ.shape
-            many = max(count, 2)
-            spaced = out_EXZ.new_empty(many, 1, _pitch(width))[:, :, :width]
-            torch.bmm(left_EXY.expand(many, -1, -1), right_EYZ.expand(many, -1, -1), out=spaced)
-            out_EXZ.copy_(spaced[:count])
+            torch.bmm(left_EXY, right_EYZ, out=out_EXZ)
 
     def add(self, out_EXZ: Tensor, left_EXY: Tensor, right_EYZ: Tensor) -> None:
         """See `Products`; `out_EXZ` may lie anywhere."""

@@ -86,7 +86,7 @@ def pack_pieces(
             [0 if version is None else version.rank for version in versions],
             [0 if version is None else int(version.targets) for version in versions],
             [unit.num_rows for unit in members],
-            [_id(version) for version in versions],
+            [_id(version) for version in versions] if is_deterministic else None,
         )
         members = [members[index] for index in order]
     return [unit.version for unit in members], [piece for unit in members for piece in unit.pieces]

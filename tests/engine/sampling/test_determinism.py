@@ -70,7 +70,9 @@ def assert_company_changes_nothing(
     make_generator: Callable[[], BaseGenerator], requests: Sequence[SampleRequest]
 ) -> None:
     """Compare each answer with that of a generator which has no other request."""
-    together = run(make_generator(), *requests)
+    generator = make_generator()
+    together = run(generator, *requests)
+    assert not generator.num_failed_steps  # what is tried again is tried apart
     for each in requests:
         alone, among = run(make_generator(), each)[each.key], together[each.key]
         assert isinstance(alone, SampleDone)
