@@ -1,4 +1,4 @@
-"""Shared set-up: the import path, and threads that wait without spinning."""
+"""Shared set-up: the import path, threads that wait without spinning, and how kernels run."""
 
 import os
 import sys
@@ -14,3 +14,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 # Read when torch loads, which is after this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+# Without a GPU Triton's interpreter runs the kernels. Read when a kernel is defined; `make gpu`
+# sets it to 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
