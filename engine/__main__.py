@@ -20,12 +20,13 @@ from .http_command import add_gateway_command, add_http_options, serve_gateway
 from .key_command import add_key_commands, add_state_option, answer, state_folder
 from .logs import add_log_options, set_up_logs
 from .status_table import status_lines
-from .worker.config import DEVICES, DTYPES, MODELLING, WorkerConfig
+from .worker.config import DEVICES, DTYPES, KERNELS, MODELLING, WorkerConfig
 
 WORKER_HELPS: dict[str, tuple[str, dict[str, Any]]] = {
     "device": ("cpu or cuda; cuda where there is one", {"choices": DEVICES}),
     "dtype": ("float32 on a CPU and bfloat16 on a GPU unless given", {"choices": DTYPES}),
     "modelling": ("Weft's decoder, transformers' code, or whichever fits", {"choices": MODELLING}),
+    "kernels": ("Triton's, which a GPU takes unless given, or PyTorch's", {"choices": KERNELS}),
     "is_deterministic": ("results never depend on the neighbours, bit by bit", {}),
     "trace": ("write a Chrome trace of all steps to this file", {"metavar": "FILE"}),
     "memory_bytes": ("what the worker may use", {"metavar": "N"}),

@@ -71,6 +71,7 @@ class AdapterStore:
         sites: `ModelConfig.sites()`.
         device, dtype: where everything lives, and the type of the compute weights.
         state_bytes, weights_bytes: sizes of the two arenas.
+        uses_triton: whoever computes with the adapters does so by the Triton kernels.
     """
 
     def __init__(
@@ -81,10 +82,12 @@ class AdapterStore:
         dtype: torch.dtype,
         state_bytes: int,
         weights_bytes: int,
+        uses_triton: bool = False,
     ) -> None:
         self.sites = tuple(sites)
         self.device = torch.device(device)
         self.dtype = dtype
+        self.uses_triton = uses_triton
         self.layout = layout_of(self.sites)
         self.targets = Targets(reduce(or_, self.layout.families))  # what the model has sites for
         granule = self.layout.granule

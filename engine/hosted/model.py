@@ -61,6 +61,7 @@ class PackedModel(_Hosted):
     """A model whose positions and attention can be handed in; implements `BaseModel`."""
 
     runs_on = "packed"
+    uses_triton = False
 
     def __init__(self, parts: Parts, masks: Masks) -> None:
         super().__init__(parts)
@@ -110,6 +111,7 @@ class SequentialHosted(_Hosted):
     """
 
     runs_on = "sequential"
+    uses_triton = False
 
     def __init__(self, parts: Parts, *, continues_in_chunks: bool, cost: StateCost) -> None:
         super().__init__(parts)

@@ -61,6 +61,10 @@ class BaseModel(Protocol):
         """ "native", "packed" or "sequential"; see `ModelCard`."""
 
     @property
+    def uses_triton(self) -> bool:
+        """Whether it computes by the Triton kernels, attention included."""
+
+    @property
     def notes(self) -> Sequence[str]:
         """What is less than one may expect of the model, and why."""
 

@@ -53,13 +53,21 @@ class Decoder:
     Args:
         weights: the tensors of `expected_tensors(config)`, on one device in one dtype.
         row_tile: 0, or the rows per matmul in deterministic mode; see `DenseLinear`.
+        uses_triton: compute by the Triton kernels, for a CUDA device.
     """
 
     runs_on = "native"
     logit_softcap = 0.0
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], row_tile: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        row_tile: int = 0,
+        uses_triton: bool = False,
+    ) -> None:
         self.config = config
+        self.uses_triton = uses_triton
         self.notes = [config.context_note] if config.context_note else []
         self.sites = config.sites()
         self.embed = weights["model.embed_tokens.weight"]
@@ -79,6 +87,7 @@ class Decoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         row_tile: int = 0,
+        uses_triton: bool = False,
         on_progress: Callable[[float], None] = lambda fraction: None,
     ) -> "Decoder":
         """Read a Hugging Face directory; see `ModelConfig.from_directory` and `read_weights`."""
@@ -86,7 +95,7 @@ class Decoder:
         if config.context_note:
             log.warning("%s: %s", path, config.context_note)
         weights = read_weights(path, config, device=device, dtype=dtype, on_progress=on_progress)
-        return cls(config, weights, row_tile)
+        return cls(config, weights, row_tile, uses_triton)
 
     def forward(
         self,

@@ -25,6 +25,7 @@ def open_model(
     device: torch.device,
     dtype: torch.dtype,
     is_deterministic: bool = False,
+    uses_triton: bool = False,
     check_bytes: int = 0,
     on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> BaseModel:
@@ -33,6 +34,7 @@ def open_model(
     Args:
         modelling: "native" is our own decoder, "transformers" its code, "auto" the former where
             it is built for the model.
+        uses_triton: our own decoder computes by the Triton kernels.
         check_bytes: see `load_hosted`.
         on_progress: told how much of the weights is read, by our own decoder only.
 
@@ -43,7 +45,12 @@ def open_model(
     if not reason:
         row_tile = ROW_TILE if is_deterministic else 0
         return Decoder.load(
-            directory, device=device, dtype=dtype, row_tile=row_tile, on_progress=on_progress
+            directory,
+            device=device,
+            dtype=dtype,
+            row_tile=row_tile,
+            uses_triton=uses_triton,
+            on_progress=on_progress,
         )
     log.info("%s runs by transformers' code: %s", directory, reason)
     try:

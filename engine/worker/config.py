@@ -10,6 +10,7 @@ from ..logs import FORMATS, LEVELS
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda")
 MODELLING = ("auto", "native", "transformers")
+KERNELS = ("auto", "triton", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class WorkerConfig:
     device: str = ""  # "" takes cuda when there is one
     dtype: str = ""  # "" is float32 on a CPU and bfloat16 on a GPU
     modelling: str = "auto"  # our own decoder where it is built for the model; native, transformers
+    kernels: str = "auto"  # triton where there is CUDA; torch, through PyTorch's operations
     is_deterministic: bool = False
     trace: str = ""  # file to write, "" for none
     state_dir: str  # where saved states lie
@@ -39,6 +41,8 @@ class WorkerConfig:
             raise BadRequest(f"dtype is {self.dtype!r}, not one of {', '.join(DTYPES)}")
         if self.modelling not in MODELLING:
             raise BadRequest(f"modelling is {self.modelling!r}, not one of {', '.join(MODELLING)}")
+        if self.kernels not in KERNELS:
+            raise BadRequest(f"kernels is {self.kernels!r}, not one of {', '.join(KERNELS)}")
         if self.log_format not in FORMATS:
             raise BadRequest(f"log_format is {self.log_format!r}, not one of {', '.join(FORMATS)}")
         if self.log_level not in LEVELS:

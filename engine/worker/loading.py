@@ -27,7 +27,7 @@ from .commands import ModelLimits
 from .compute import Compute
 from .config import WorkerConfig
 from .controls import Controls
-from .devices import check_bytes, choose_device, choose_dtype, granted_bytes
+from .devices import check_bytes, choose_device, choose_dtype, choose_triton, granted_bytes
 from .memory import MemoryPlan
 from .model_names import TINY, ModelSource, check_files, find_model
 from .network import Network
@@ -75,9 +75,10 @@ def load_compute(
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    uses_triton = choose_triton(config.kernels, device)
     source = find_model(config.model)
     check_files(source.directory)
-    model, plan = _open(config, source.directory, device, dtype, progress)
+    model, plan = _open(config, source.directory, device, dtype, uses_triton, progress)
     progress.report(PREPARING)
     is_sequential = model.runs_on == "sequential"
     store = AdapterStore(
@@ -86,6 +87,7 @@ def load_compute(
         dtype=dtype,
         state_bytes=plan.adapter_state,
         weights_bytes=plan.adapter_weights,
+        uses_triton=uses_triton,
     )
     decode = load_decode(source)
     num_pages = min(plan.num_pages, config.max_pages or MAX_PAGES)
@@ -150,6 +152,7 @@ def _open(
     directory: Path,
     device: torch.device,
     dtype: torch.dtype,
+    uses_triton: bool,
     progress: LoadingProgress,
 ) -> tuple[BaseModel, MemoryPlan]:
     """The model and its share of the memory; what cannot fit is refused before it is read."""
@@ -166,6 +169,7 @@ def _open(
         device=device,
         dtype=dtype,
         is_deterministic=config.is_deterministic,
+        uses_triton=uses_triton,
         check_bytes=check_bytes(wishes.granted_bytes),
         on_progress=progress.read,
     )
