@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Attention
 from .checkpoint_files import read_weights
 from .config import MODULES, ModelConfig, linear_name
-from .layers import rms_norm, swiglu
 from .linear import BaseLinear, DenseLinear, Linears
-from .rope import Rope, rotate
+from .pieces import Pieces, TorchPieces
+from .rope import Rope
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Decoder:
         self.device, self.dtype = self.embed.device, self.embed.dtype
         head = self.embed if config.is_tied else weights["lm_head.weight"]
         self.head: BaseLinear = DenseLinear(head, row_tile=row_tile)
-        self._is_deterministic = row_tile > 0
+        self._pieces: Pieces = TorchPieces(is_deterministic=row_tile > 0)
         self._norm_D = weights["model.norm.weight"]
         self._rope = Rope(config, self.device, self.dtype)
         self._layers = [_layer(config, weights, i, row_tile) for i in range(config.num_layers)]
@@ -119,19 +119,23 @@ class Decoder:
         """
         x_TD = self.embed.index_select(0, tokens_T)
         angles = self._rope.at(positions_T)
+        delta_TD: Tensor | None = None  # of the last layer: the next norm adds it
         for layer in self._layers:
             run = partial(self._run_layer, layer, angles, attention, linears)
             if layer.index in checkpoint_layers:
-                x_TD = checkpoint(
+                if delta_TD is not None:
+                    x_TD = x_TD + delta_TD  # one tensor is kept instead of two
+                x_TD, delta_TD = checkpoint(
                     run,
                     x_TD,
+                    None,
                     use_reentrant=False,
                     preserve_rng_state=False,
                     determinism_check="none",
                 )
             else:
-                x_TD = run(x_TD)
-        return rms_norm(x_TD, self._norm_D, self.config.rms_eps)
+                x_TD, delta_TD = run(x_TD, delta_TD)
+        return self._add_rms_norm(x_TD, delta_TD, self._norm_D)[1]
 
     def _run_layer(
         self,
@@ -140,26 +144,33 @@ class Decoder:
         attention: Attention,
         linears: Linears,
         x_TD: Tensor,
-    ) -> Tensor:
-        eps, head_dim = self.config.rms_eps, self.config.head_dim
-        normed_TD = rms_norm(x_TD, layer.attention_norm_D, eps)
+        delta_TD: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """From a residual and what is still to be added to it, to the same after the layer."""
+        head_dim = self.config.head_dim
+        x_TD, normed_TD = self._add_rms_norm(x_TD, delta_TD, layer.attention_norm_D)
         q, k, v = linears.group(normed_TD, layer.qkv.bases, layer.qkv.sites)
         q_THK, k_TGK, v_TGK = (
             part.view(len(x_TD), part.shape[1] // head_dim, head_dim) for part in (q, k, v)
         )
-        if layer.q_norm_K is not None and layer.k_norm_K is not None:
-            q_THK = rms_norm(q_THK, layer.q_norm_K, eps)
-            k_TGK = rms_norm(k_TGK, layer.k_norm_K, eps)
-        mixed_THK = attention.attend(
-            layer.index, rotate(q_THK, *angles), rotate(k_TGK, *angles), v_TGK
+        q_THK, k_TGK = self._pieces.rotated(
+            q_THK, k_TGK, layer.q_norm_K, layer.k_norm_K, self.config.rms_eps, angles
         )
+        mixed_THK = attention.attend(layer.index, q_THK, k_TGK, v_TGK)
         (delta_TD,) = linears.group(mixed_THK.flatten(1), layer.o.bases, layer.o.sites)
-        x_TD = x_TD + delta_TD
-        normed_TD = rms_norm(x_TD, layer.mlp_norm_D, eps)
+        x_TD, normed_TD = self._add_rms_norm(x_TD, delta_TD, layer.mlp_norm_D)
         gate_TF, up_TF = linears.group(normed_TD, layer.gate_up.bases, layer.gate_up.sites)
-        inner_TF = swiglu(gate_TF, up_TF, self._is_deterministic)
+        inner_TF = self._pieces.swiglu(gate_TF, up_TF)
         (delta_TD,) = linears.group(inner_TF, layer.down.bases, layer.down.sites)
-        return x_TD + delta_TD
+        return x_TD, delta_TD
+
+    def _add_rms_norm(
+        self, x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        eps = self.config.rms_eps
+        if delta_TD is None:
+            return x_TD, self._pieces.rms_norm(x_TD, weight_D, eps)
+        return self._pieces.add_rms_norm(x_TD, delta_TD, weight_D, eps)
 
 
 def _layer(config: ModelConfig, weights: dict[str, Tensor], index: int, row_tile: int) -> Layer:
