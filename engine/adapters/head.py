@@ -24,6 +24,7 @@ from ...kernels.head_plan import Chunk, Piece, cut_head
 from ...kernels.lora import add_weight_gradient, shrink, weight_gradient
 from ..model.base import BaseModel
 from ..model.linear import BaseLinear
+from .binding import BoundLinears
 from .lora import LoraLinears
 from .lora_batch import LoraBatch
 from .losses import LossBatch, coefficients
@@ -74,7 +75,7 @@ class Head:
         return cls(model.head, site, chunk_rows=chunk_rows, softcap=model.logit_softcap)
 
     @torch.no_grad()
-    def forward(self, hidden_TD: Tensor, losses: LossBatch, linears: LoraLinears) -> HeadResult:
+    def forward(self, hidden_TD: Tensor, losses: LossBatch, linears: BoundLinears) -> HeadResult:
         """Log-probabilities of the targets, and losses."""
         result = _blank(hidden_TD, losses, hidden_TD[:0])
         self._run(hidden_TD, losses, linears, result, losses.is_scored_host)
@@ -88,7 +89,7 @@ class Head:
 
     @torch.no_grad()
     def forward_backward(
-        self, hidden_TD: Tensor, losses: LossBatch, linears: LoraLinears
+        self, hidden_TD: Tensor, losses: LossBatch, linears: BoundLinears
     ) -> HeadResult:
         """The same, and the gradient of the sum of the losses by the hidden states.
 
@@ -110,12 +111,13 @@ class Head:
         self,
         hidden_TD: Tensor,
         losses: LossBatch,
-        linears: LoraLinears,
+        linears: BoundLinears,
         result: HeadResult,
         is_chosen: npt.NDArray[np.bool_],
         is_trained: bool = False,
     ) -> None:
         """Pass the chosen rows through the head, with backward or without."""
+        assert isinstance(linears, LoraLinears), "the batched form is for batched linears"
         rows = np.flatnonzero(is_chosen)
         if not len(rows):
             return

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...kernels.workspace import Workspace
-from ..adapters.lora import LoraLinears
+from ..adapters.binding import Binder, BoundLinears
 from ..adapters.store import AdapterStore, WeightsVersion
+from ..adapters.targets import Targets
 
 
 class Bindings:
-    """Binds weights versions to rows, without gradients, in one workspace.
+    """Binds weights versions to rows, without gradients, in memory that is kept.
 
     Args:
         store: where the adapters live.
@@ -18,35 +18,25 @@ class Bindings:
     """
 
     def __init__(self, store: AdapterStore, *, is_deterministic: bool = False) -> None:
-        self._store = store
-        self._is_deterministic = is_deterministic
-        self._workspace = Workspace(store.device)
-        self._kept: dict[str, tuple[tuple[object, ...], LoraLinears]] = {}
+        self._binder = Binder(store, is_deterministic=is_deterministic, shares_weights=True)
+        self._kept: dict[Targets, tuple[tuple[object, ...], BoundLinears]] = {}
 
     def bind(
-        self, place: str, versions: Sequence[WeightsVersion | None], counts: np.ndarray
-    ) -> LoraLinears:
-        """The linears of these units, kept until the next other ones in this place.
+        self, portion: Targets, versions: Sequence[WeightsVersion | None], counts: np.ndarray
+    ) -> BoundLinears:
+        """The linears of these units, kept until the next other ones of this portion.
 
         Args:
-            place: "layers" or "head", whose sites the linears are used for.
+            portion: `LAYERS` or `Targets.UNEMBED`, whose sites the linears are used for.
             versions: weights of each unit, None for the bare base model.
             counts: rows of each unit.
         """
         ids = [0 if version is None else version.id for version in versions]
         key = (*ids, *counts.tolist())
-        kept = self._kept.get(place)
+        kept = self._kept.get(portion)
         if kept is not None and kept[0] == key:
             return kept[1]
-        self._kept.pop(place, None)
-        linears = LoraLinears(
-            self._store,
-            versions,
-            [None] * len(versions),
-            counts,
-            is_deterministic=self._is_deterministic,
-            shares_weights=True,
-            workspace=self._workspace,
-        )
-        self._kept[place] = (key, linears)
+        self._kept.pop(portion, None)
+        linears = self._binder.bind(versions, [None] * len(versions), counts, portion=portion)
+        self._kept[portion] = (key, linears)
         return linears

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.store import WeightsVersion
+from ..adapters.targets import Targets
 from ..model.base import BaseModel
 from ..model.layers import capped
 from .bindings import Bindings
@@ -101,7 +102,7 @@ class SampleHead:
     def _logits(
         self, rows_TD: Tensor, versions: Sequence[WeightsVersion | None], counts: np.ndarray
     ) -> Tensor:
-        linears = self._bindings.bind("head", versions, counts)
+        linears = self._bindings.bind(Targets.UNEMBED, versions, counts)
         (logits_TV,) = linears.group(rows_TD, (self._model.head,), (self._unembed,))
         return capped(logits_TV.float(), self._model.logit_softcap)
 

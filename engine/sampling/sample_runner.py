@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.store import AdapterStore, WeightsVersion
+from ..adapters.targets import LAYERS
 from ..model.base import BaseModel
 from .bindings import Bindings
 from .kv_cache import KVCache, PagedAttention
@@ -46,7 +47,7 @@ class SampleRunner:
             self._to_device(step.tokens_T),
             self._to_device(step.positions_T),
             attention,
-            self._bindings.bind("layers", versions, step.unit_rows_U),
+            self._bindings.bind(LAYERS, versions, step.unit_rows_U),
         )
         return self._head.read(hidden_TD, step, versions)
 

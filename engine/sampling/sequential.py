@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..adapters.store import AdapterStore
+from ..adapters.targets import LAYERS
 from ..model.base import SequentialModel
 from .admission import Admission
 from .base_generator import BaseGenerator, Outcome, Work, failure_of
@@ -150,7 +151,7 @@ class SequentialGenerator(BaseGenerator):
             if work.sample is None
             else self._states.of_sample(work.active, work.sample)
         )
-        linears = self._bindings.bind("layers", [piece.version], np.array([len(piece.tokens)]))
+        linears = self._bindings.bind(LAYERS, [piece.version], np.array([len(piece.tokens)]))
         tokens_L = torch.from_numpy(piece.tokens).to(self._model.device)
         hidden_LD = self._model.advance(state, tokens_L, linears)
         return self._head.read(hidden_LD, plan_step([piece]), [piece.version])

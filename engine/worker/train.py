@@ -14,9 +14,8 @@ import torch
 
 from ...client.errors import BadRequest, WeftError
 from ...kernels.plan import packing_order
-from ...kernels.workspace import Workspace
+from ..adapters.binding import Binder, BoundLinears
 from ..adapters.head import Head, HeadResult
-from ..adapters.lora import LoraLinears
 from ..adapters.losses import LossBatch
 from ..model.attention import PackedAttention
 from ..model.base import BaseModel
@@ -57,7 +56,7 @@ class Trainer:
         self._trace = trace
         self._is_deterministic = is_deterministic
         self._recompute_above_tokens = recompute_above_tokens
-        self._workspace = Workspace(runs.store.device)
+        self._binder = Binder(runs.store, is_deterministic=is_deterministic)
         self._partials = Partials()
 
     def step(self, decision: Passes, works: Sequence[PassWork]) -> Outcome:
@@ -106,7 +105,7 @@ class Trainer:
 
     def _plan(
         self, decision: Passes, works: Sequence[PassWork], held: Sequence[HeldRun]
-    ) -> tuple[TrainStep, LoraLinears]:
+    ) -> tuple[TrainStep, BoundLinears]:
         units = list_units(decision)
         lengths = [works[piece].units[index].num_tokens for piece, index in units]
         versions = [held[piece].run.version for piece, _ in units]
@@ -117,19 +116,16 @@ class Trainer:
         )
         step = pack(decision, works, order, pad_rows=self._is_deterministic)
         owners = [held[piece].run if piece >= 0 else None for piece in step.unit_slices]
-        linears = LoraLinears(
-            self._store,
-            versions=[None if run is None else run.version for run in owners],
-            runs=owners if decision.backward else [None] * len(owners),
-            row_counts=step.unit_rows,
+        linears = self._binder.bind(
+            [None if run is None else run.version for run in owners],
+            owners if decision.backward else [None] * len(owners),
+            step.unit_rows,
             unit_order=np.maximum(step.unit_slices, 0).astype(np.int64) << 32 | step.unit_indices,
-            is_deterministic=self._is_deterministic,
-            workspace=self._workspace,
         )
         return step, linears
 
     def _compute(
-        self, decision: Passes, works: Sequence[PassWork], step: TrainStep, linears: LoraLinears
+        self, decision: Passes, works: Sequence[PassWork], step: TrainStep, linears: BoundLinears
     ) -> StepOutputs:
         """Forward, and backward when asked for."""
         device = self._store.device
