@@ -3,7 +3,7 @@
 The interpreter keeps bfloat16 as 16-bit integers. Its casts to it cut bits off where a GPU rounds
 to the nearest even number, its dot multiplies the integers, and its arithmetic adds them up. The
 first two are repaired here. Arithmetic on bfloat16 raises instead: kernels widen what they load to
-float32 first, so that GPUs compute in float32, too.
+float32 first, so that GPUs compute in float32, too. Nor does a GPU warn of infinities.
 """
 
 import os
@@ -67,6 +67,8 @@ def _repair() -> None:
     builder.binary_op, builder.unary_op = refuse(plain_binary), refuse(plain_unary)
     for name in ("fp_ext", "fp_trunc", "si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui"):
         setattr(builder, f"create_{name}", lambda self, s, t: cast_impl(self, s, t))
+    run = interpreter.GridExecutor.__call__
+    interpreter.GridExecutor.__call__ = np.errstate(all="ignore")(run)
 
 
 if IS_INTERPRETED:
