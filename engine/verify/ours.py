@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...client.errors import EngineFailed
-from ..adapters.lora import LoraLinears
+from ..adapters.binding import Binder
 from ..adapters.store import AdapterStore, WeightsVersion
 from ..model.attention import PackedAttention
 from ..model.base import BaseModel
@@ -86,7 +86,7 @@ def _one_batch(
     positions = [np.arange(probe.start, probe.start + len(probe.tokens)) for probe in probes]
     linears: Linears = FrozenLinears()
     if store is not None:
-        linears = LoraLinears(store, versions, [None] * len(probes), lengths)
+        linears = Binder(store).bind(versions, [None] * len(probes), lengths)
     hidden_TD = model.forward(
         torch.tensor([token for probe in probes for token in probe.tokens], device=model.device),
         torch.from_numpy(np.concatenate(positions)).to(model.device),

@@ -21,7 +21,13 @@ import torch
 from ...client.errors import WeftError
 from ..model.base import BaseModel
 from ..worker.base_models import open_model
-from ..worker.devices import check_bytes, choose_device, choose_dtype, granted_bytes
+from ..worker.devices import (
+    check_bytes,
+    choose_device,
+    choose_dtype,
+    choose_triton,
+    granted_bytes,
+)
 from ..worker.loading import load_tokenizer
 from ..worker.model_names import ModelSource, check_files, find_model
 from . import files
@@ -157,6 +163,7 @@ def _check_numbers(rows: Rows, machine: Machine, tokenizer: Any | None) -> None:
             machine.modelling,
             device=machine.device,
             dtype=machine.dtype,
+            uses_triton=choose_triton("auto", machine.device),
             check_bytes=check_bytes(granted),
         )
     except Exception as error:  # ours, and what a device or a library raises

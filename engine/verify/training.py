@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..adapters.binding import Binder
 from ..adapters.head import Head
-from ..adapters.lora import LoraLinears
 from ..adapters.losses import LossBatch
 from ..adapters.states import MASTER, NUM_PLANES
 from ..adapters.store import AdapterStore, Run
@@ -20,6 +20,8 @@ from ..adapters.targets import layout_of, targets_of
 from ..model.attention import PackedAttention
 from ..model.base import BaseModel
 from ..model.config import Site
+from ..model.linear import Linears
+from ..worker.devices import choose_triton
 
 FAMILIES = ("attn", "mlp", "unembed")
 CHUNK_ROWS = 256  # of logits held at a time
@@ -88,7 +90,7 @@ def train_step(
     lengths = [len(tokens) for _, tokens, _ in units]
     different = list({id(run): run for run in runs}.values())
     store.begin(*different)
-    linears = LoraLinears(store, [run.version for run in runs], runs, lengths)
+    linears = Binder(store).bind([run.version for run in runs], runs, lengths)
     losses = LossBatch.build(
         loss_fns=["cross_entropy"] * len(units),
         configs=[{}] * len(units),
@@ -106,7 +108,7 @@ def train_step(
 
 
 def packed_hidden(
-    model: BaseModel, sequences: Sequence[npt.NDArray[np.int64]], linears: LoraLinears
+    model: BaseModel, sequences: Sequence[npt.NDArray[np.int64]], linears: Linears
 ) -> Tensor:
     """Hidden states of whole sequences, one after the other."""
     lengths = [len(tokens) for tokens in sequences]
@@ -131,6 +133,7 @@ def make_store(model: BaseModel, tenants: Sequence[Tenant]) -> AdapterStore:
         dtype=model.dtype,
         state_bytes=NUM_PLANES * 4 * layout.granule * (size + 1),
         weights_bytes=model.dtype.itemsize * layout.granule * (2 * size + 1),
+        uses_triton=choose_triton("auto", model.device),
     )
 
 
