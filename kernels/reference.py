@@ -99,6 +99,12 @@ def soft_target_loss(logits_TV: Tensor, targets: Sequence[Sequence[tuple[int, fl
     return torch.stack(terms).sum() if terms else logits_TV.new_zeros(())
 
 
+def capped(logits_TV: Tensor, softcap: float) -> Tensor:
+    """Logits bent to stay within +-softcap; 0 is off."""
+    logits_TV = logits_TV.double()
+    return softcap * torch.tanh(logits_TV / softcap) if softcap else logits_TV
+
+
 def target_logprobs(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
     """Log-probability of each row's target token, [T]."""
     logprobs_TV = logits_TV.double().log_softmax(1)
