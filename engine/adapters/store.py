@@ -268,10 +268,16 @@ class AdapterStore:
             run.is_staging, run.stage_written = False, NOTHING
 
     def norms(self, flats: Sequence[Tensor]) -> list[float]:
-        """Euclidean norm of each tensor; infinite or NaN when one of its elements is."""
+        """Euclidean norm of parts of planes; not finite when an element or the sum of squares is."""
         if not flats:
             return []
-        norms: list[float] = torch.stack(torch._foreach_norm(list(flats))).tolist()
+        if self.uses_triton:
+            from ...kernels.gpu import optimizer as gpu  # needs Triton
+
+            found = gpu.norms(flats)
+        else:
+            found = torch.stack(torch._foreach_norm(list(flats)))
+        norms: list[float] = found.tolist()
         return norms
 
     # --- files
@@ -353,7 +359,12 @@ class AdapterStore:
         }
 
     def batch_bytes(self, version: WeightsVersion) -> int:
-        """What one unit with these weights takes in a train batch: padded weights and gradient."""
+        """What one unit with these weights takes in a train batch: padded weights and gradient.
+
+        Nothing where the Triton kernels read and write both in place.
+        """
+        if self.uses_triton:
+            return 0
         bucket = int(rank_bucket(np.array([version.rank]))[0])
         elements = self.layout.block_size(bucket, version.targets) * self.layout.granule
         return elements * (self.dtype.itemsize + 4)

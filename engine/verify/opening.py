@@ -14,7 +14,7 @@ from ..sampling.generate import Generator
 from ..sampling.kv_cache import KVCache
 from ..sampling.sequential import SequentialGenerator
 from ..worker.config import WorkerConfig
-from ..worker.devices import free_bytes
+from ..worker.devices import choose_triton, free_bytes
 from ..worker.planning import Wishes, plan_hosted, plan_native
 from .record import Check, passed
 
@@ -26,7 +26,12 @@ _STATE_BYTES = 4 << 30  # what the states of some short sequences may take
 def open_generator(model: BaseModel) -> BaseGenerator:
     """A generator for a few short sequences of the bare base model."""
     store = AdapterStore(
-        model.sites, device=model.device, dtype=model.dtype, state_bytes=0, weights_bytes=0
+        model.sites,
+        device=model.device,
+        dtype=model.dtype,
+        state_bytes=0,
+        weights_bytes=0,
+        uses_triton=model.uses_triton,
     )
     if isinstance(model, SequentialHosted):
         return SequentialGenerator(model, store, state_bytes=_STATE_BYTES)
@@ -67,7 +72,8 @@ def check_model(model: BaseModel) -> Check:
 
 def check_memory(model: BaseModel, directory: Path, granted_bytes: int) -> Check:
     """The memory plan of a worker on this device, which a server would refuse without."""
-    wishes = Wishes(granted_bytes, model.dtype, WorkerConfig.batch_tokens)
+    uses_triton = choose_triton("auto", model.device)
+    wishes = Wishes(granted_bytes, model.dtype, WorkerConfig.batch_tokens, uses_triton)
     if isinstance(model, PackedModel | SequentialHosted):
         plan = plan_hosted(wishes, directory, model)
     else:

@@ -31,7 +31,15 @@ from .devices import check_bytes, choose_device, choose_dtype, choose_triton, gr
 from .memory import MemoryPlan
 from .model_names import TINY, ModelSource, check_files, find_model
 from .network import Network
-from .planning import HEAD_CHUNK_ROWS, PAGE_SIZE, Wishes, check_hosted, plan_hosted, plan_native
+from .planning import (
+    HEAD_CHUNK_ROWS,
+    NEVER,
+    PAGE_SIZE,
+    Wishes,
+    check_hosted,
+    plan_hosted,
+    plan_native,
+)
 from .progress import PREPARING, READING, WARMING, LoadingProgress
 from .runs import RunTable
 from .scheduler import Scheduler
@@ -97,7 +105,9 @@ def load_compute(
     compute = Compute(
         network=network,
         scheduler=Scheduler(
-            plan.batch_tokens, workspace_bytes=plan.adapter_workspace, fused=config.is_fused
+            plan.batch_tokens,
+            workspace_bytes=NEVER if uses_triton else plan.adapter_workspace,
+            fused=config.is_fused,
         ),
         runs=runs,
         trainer=_trainer(config, plan, model, runs, trace),
@@ -156,7 +166,9 @@ def _open(
     progress: LoadingProgress,
 ) -> tuple[BaseModel, MemoryPlan]:
     """The model and its share of the memory; what cannot fit is refused before it is read."""
-    wishes = Wishes(granted_bytes(config.memory_bytes, device), dtype, config.batch_tokens)
+    wishes = Wishes(
+        granted_bytes(config.memory_bytes, device), dtype, config.batch_tokens, uses_triton
+    )
     plan: MemoryPlan | None = None
     if why_not_native(directory, config.modelling):
         check_hosted(wishes, directory)

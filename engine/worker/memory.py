@@ -21,6 +21,9 @@ class MemoryRequest:
     batch_tokens: int  # wished size of a train batch
     max_context: int  # tokens of one sequence that must fit into the pages
     page_size: int  # tokens
+    gathers_adapters: bool = (
+        True  # the weights and gradients of a batch; Triton reads them in place
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,9 @@ def plan_memory(free_bytes: int, request: MemoryRequest) -> MemoryPlan:
     """Divide `free_bytes` among weights, adapters, activations and the KV cache.
 
     A tenth stays in reserve. After the base weights and the fixed workspace, adapters take a half
-    (a quarter of it as workspace of a batch), activations and pages a quarter each. Batches whose activations would not fit recompute them in
-    backward; the wished batch is made smaller when it does not fit even so.
+    (a quarter of it as workspace of a batch, where they are gathered), activations and pages a
+    quarter each. Batches whose activations would not fit recompute them in backward; the wished
+    batch is made smaller when it does not fit even so.
 
     Raises:
         BadRequest: the base model, its workspace and one sequence do not fit; says by how much.
@@ -66,7 +70,7 @@ def plan_memory(free_bytes: int, request: MemoryRequest) -> MemoryPlan:
     plain = activations // max(1, request.activation_bytes_per_token)
     recomputed = activations // max(1, request.checkpointed_bytes_per_token)
     per_parameter = STATE_BYTES_PER_PARAMETER + KEPT_VERSIONS * request.adapter_parameter_bytes
-    workspace = adapters // 4
+    workspace = adapters // 4 if request.gathers_adapters else 0
     state = (adapters - workspace) * STATE_BYTES_PER_PARAMETER // per_parameter
     return MemoryPlan(
         weights=request.weights + request.workspace,

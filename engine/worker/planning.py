@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 PAGE_SIZE = 16  # tokens
 HEAD_CHUNK_ROWS = 256  # rows of logits held at a time
 SURE_CONTEXT = 4096  # tokens of a sequence that must always fit, if the model has so many
-NEVER = 1 << 62  # tokens: above the size of any batch
+NEVER = 1 << 62  # tokens or bytes: above the size of any batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Wishes:
     granted_bytes: int
     dtype: torch.dtype
     batch_tokens: int
+    uses_triton: bool = False
 
     def request(
         self,
@@ -50,6 +51,7 @@ class Wishes:
             batch_tokens=self.batch_tokens,
             max_context=min(max_context, SURE_CONTEXT),
             page_size=PAGE_SIZE,
+            gathers_adapters=not self.uses_triton,
         )
 
 

@@ -31,6 +31,14 @@ def test_the_shares_add_up_to_no_more_than_is_free() -> None:
     assert plan.recompute_above_tokens >= 2048
 
 
+def test_adapters_that_are_read_in_place_take_no_workspace_of_a_batch() -> None:
+    gathered = plan_memory(16 * GB, REQUEST)
+    in_place = plan_memory(16 * GB, dataclasses.replace(REQUEST, gathers_adapters=False))
+    assert gathered.adapter_workspace > 0 == in_place.adapter_workspace
+    assert in_place.adapter_state > gathered.adapter_state
+    assert in_place.activations == gathered.activations
+
+
 def test_activations_are_recomputed_when_the_batch_would_not_fit() -> None:
     plan = plan_memory(5 * GB, REQUEST)
     assert plan.recompute_above_tokens < 2048
