@@ -11,11 +11,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def kernel_device() -> torch.device:
+    """Where kernels run: a CUDA device, or the CPU under the interpreter. Skips without either."""
+    if IS_INTERPRETED:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device("cuda")
 
 
 def widen(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

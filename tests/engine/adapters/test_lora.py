@@ -9,83 +9,23 @@ from lora_helpers import (
     SITES,
     CountOps,
     adapter_of,
+    check_against_oracle,
     gradient_matrices,
+    inputs,
     make_bases,
     make_run,
     make_store,
+    rms_error,
     run_group,
 )
 from torch import Tensor
 
 from weft.engine.adapters.lora import LoraLinears
-from weft.engine.adapters.store import AdapterStore, Run
+from weft.engine.adapters.store import Run
 from weft.engine.adapters.targets import LAYERS, Targets
 from weft.engine.model.config import linear_name
 from weft.engine.model.linear import DenseLinear
 from weft.kernels.reference import lora_linear
-
-# float32 products are summed in another order than the oracle's; seen up to 6e-7
-TOLERANCE = 3e-6
-
-
-def rms_error(value: Tensor, expected: Tensor) -> float:
-    expected = expected.detach().double()
-    return float((value.double() - expected).norm() / expected.norm().clamp(min=1e-30))
-
-
-def inputs(num_rows: int, sites: tuple[int, ...], seed: int = 0) -> tuple[Tensor, list[Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    x_TD = torch.randn(num_rows, SITES[sites[0]].in_features, generator=generator)
-    shapes = [(num_rows, SITES[site].out_features) for site in sites]
-    return x_TD, [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def check_against_oracle(
-    store: AdapterStore,
-    sites: tuple[int, ...],
-    units: list[tuple[Run | None, int]],
-    spare_rows: int = 0,
-    is_deterministic: bool = False,
-) -> None:
-    num_rows = sum(rows for _, rows in units) + spare_rows
-    x_TD, dys_TO = inputs(num_rows, sites)
-    for run, _ in units:
-        if run is not None:
-            run.has_gradient = False
-    result = run_group(store, sites, units, x_TD, dys_TO, is_deterministic)
-    x64 = x_TD.double().requires_grad_()
-    oracles: dict[int, dict[int, object]] = {}
-    total = torch.zeros((), dtype=torch.float64)
-    for index, (site, base) in enumerate(zip(sites, make_bases(sites), strict=True)):
-        by_run = {id(run): adapter_of(store, run, site) for run, _ in units}
-        y = lora_linear(
-            x64,
-            base.weight_OD,
-            None,
-            [rows for _, rows in units],
-            [by_run[id(run)] for run, _ in units],
-        )
-        assert rms_error(result.ys[index], y) < TOLERANCE
-        total = total + (y * dys_TO[index].double()).sum()
-        for run, _ in units:
-            if run is not None and by_run[id(run)] is not None:
-                oracles.setdefault(id(run), {})[site] = by_run[id(run)]
-    torch.autograd.backward(total)
-    assert x64.grad is not None
-    assert rms_error(result.dx, x64.grad) < TOLERANCE
-    for run in {id(run): run for run, _ in units if run is not None}.values():
-        gradients = gradient_matrices(store, run)
-        for site in range(len(SITES)):
-            adapter = oracles.get(id(run), {}).get(site)
-            for half in "ab":
-                name = f"{SITES[site].name}.lora_{half}"
-                if name not in gradients:
-                    continue
-                expected = None if adapter is None else getattr(adapter, f"lora_{half}").grad
-                if expected is None:
-                    assert not gradients[name].any()
-                else:
-                    assert rms_error(gradients[name], expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("is_deterministic", [False, True])

@@ -1,5 +1,7 @@
 """Where the Triton kernels run: on a CUDA device, or in the interpreter on a CPU."""
 
+from collections.abc import Iterator
+
 import interpreter
 import pytest
 import torch
@@ -7,8 +9,12 @@ import torch
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    if interpreter.IS_INTERPRETED:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device("cuda")
+    return interpreter.kernel_device()
+
+
+@pytest.fixture
+def fresh_memory_is_nan() -> Iterator[None]:
+    """What `torch.empty` gives holds NaN, so that an element that no kernel writes shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
