@@ -49,6 +49,28 @@ def lora_linear(
     return torch.cat([*pieces, y_TO[start:]])
 
 
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Each row over its root mean square, times the weights; any leading dimensions."""
+    x_TD = x_TD.double()
+    mean_square_T1 = (x_TD**2).mean(-1, keepdim=True)
+    return x_TD / (mean_square_T1 + eps).sqrt() * weight_D.double()
+
+
+def rope(x_THK: Tensor, cos_TJ: Tensor, sin_TJ: Tensor) -> Tensor:
+    """Every pair (x[j], x[j + K / 2]) of every head as a complex number, times cos + i sin."""
+    num_pairs = x_THK.shape[2] // 2
+    pairs_THJ = torch.complex(x_THK[..., :num_pairs].double(), x_THK[..., num_pairs:].double())
+    turns_TJ = torch.complex(cos_TJ.double(), sin_TJ.double())
+    turned_THJ = pairs_THJ * turns_TJ[:, None]
+    return torch.cat([turned_THJ.real, turned_THJ.imag], dim=2)
+
+
+def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    gate_TF = gate_TF.double()
+    return gate_TF / (1 + torch.exp(-gate_TF)) * up_TF.double()
+
+
 def token_loss(
     loss_fn: str,
     logprob: Tensor,
