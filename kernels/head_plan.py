@@ -38,6 +38,37 @@ class Chunk:
     pieces: tuple[Piece, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Adjacent rows of one unit, counted from its first row that the head has."""
+
+    unit: int
+    start: int
+    num_rows: int
+
+
+def cut_units(
+    counts: npt.NDArray[np.integer], order: npt.NDArray[np.integer], chunk_rows: int
+) -> list[list[Span]]:
+    """Cut units into chunks of at most `chunk_rows` rows, for kernels that need no equal lengths.
+
+    Args:
+        counts: rows of each unit.
+        order: in which the units are taken.
+    """
+    chunks: list[list[Span]] = []
+    space = 0
+    for unit in order.tolist():
+        for start in range(0, int(counts[unit]), chunk_rows):
+            num_rows = min(chunk_rows, int(counts[unit]) - start)
+            if num_rows > space:
+                chunks.append([])
+                space = chunk_rows
+            chunks[-1].append(Span(unit, start, num_rows))
+            space -= num_rows
+    return chunks
+
+
 def cut_head(plan: SegmentPlan, chunk_rows: int, row_multiple: int = 1) -> list[Chunk]:
     """Cut all rows of a segment plan into chunks of at most `chunk_rows` places.
 

@@ -15,7 +15,7 @@ import torch
 from ...client.errors import BadRequest, WeftError
 from ...kernels.plan import packing_order
 from ..adapters.binding import Binder, BoundLinears
-from ..adapters.head import Head, HeadResult
+from ..adapters.loss_head import HeadResult, LossHead
 from ..adapters.losses import LossBatch
 from ..model.attention import PackedAttention
 from ..model.base import BaseModel
@@ -43,7 +43,7 @@ class Trainer:
         self,
         model: BaseModel,
         runs: RunTable,
-        head: Head,
+        head: LossHead,
         trace: Trace,
         *,
         is_deterministic: bool,

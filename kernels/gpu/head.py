@@ -284,7 +284,7 @@ def _pulls_kernel(
 
 def block_size(vocab_size: int) -> int:
     """Columns of a row that are computed at a time."""
-    return min(MAX_BLOCK, max(128, triton.next_power_of_2(vocab_size)))
+    return min(MAX_BLOCK, max(128, 1 << (vocab_size - 1).bit_length()))
 
 
 @lru_cache(maxsize=256)

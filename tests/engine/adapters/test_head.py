@@ -10,8 +10,9 @@ from plain_losses import CONFIGS, plain_losses, random_inputs
 from torch import Tensor
 
 from weft.client.losses import LOSSES
-from weft.engine.adapters.head import Head, HeadResult
+from weft.engine.adapters.head import Head
 from weft.engine.adapters.lora import LoraLinears
+from weft.engine.adapters.loss_head import HeadResult
 from weft.engine.adapters.losses import LossBatch
 from weft.engine.adapters.store import AdapterStore, Run
 from weft.engine.model.linear import DenseLinear

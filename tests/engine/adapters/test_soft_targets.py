@@ -9,8 +9,9 @@ import torch
 from lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run, make_store
 from torch import Tensor
 
-from weft.engine.adapters.head import Head, HeadResult
+from weft.engine.adapters.head import Head
 from weft.engine.adapters.lora import LoraLinears
+from weft.engine.adapters.loss_head import HeadResult
 from weft.engine.adapters.losses import LossBatch
 from weft.engine.adapters.soft_targets import SoftTargets, join
 from weft.engine.adapters.store import AdapterStore, Run

@@ -21,7 +21,8 @@ from weft.client.messages import (
     SaveState,
 )
 from weft.client.worker_messages import Done, Failed, Withdraw, WorkerCounters
-from weft.engine.adapters.head import Head, HeadResult
+from weft.engine.adapters.head import Head
+from weft.engine.adapters.loss_head import HeadResult
 from weft.engine.adapters.store import AdapterStore
 from weft.engine.files.store import CheckpointFiles
 from weft.engine.model.decoder import Decoder
