@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.binding import Binder
-from ..adapters.head import Head
+from ..adapters.head_form import open_head
 from ..adapters.losses import LossBatch
 from ..adapters.states import MASTER, NUM_PLANES
 from ..adapters.store import AdapterStore, Run
@@ -24,7 +24,6 @@ from ..model.linear import Linears
 from ..worker.devices import choose_triton
 
 FAMILIES = ("attn", "mlp", "unembed")
-CHUNK_ROWS = 256  # of logits held at a time
 _B_SCALE = 0.01  # of lora_b, so that an adapter bends the model and does not break it
 _MASKS = ((1, ("attn",)), (3, ("mlp", "unembed")), (8, FAMILIES))  # (rank, families) of a tenant
 
@@ -100,7 +99,7 @@ def train_step(
         device=model.device,
     )
     hidden_TD = packed_hidden(model, [tokens for _, tokens, _ in units], linears)
-    head = Head.of(model, chunk_rows=CHUNK_ROWS)
+    head = open_head(model, uses_triton=store.uses_triton)
     dhidden_TD = head.forward_backward(hidden_TD.detach(), losses, linears).dhidden_TD
     torch.autograd.backward(hidden_TD, dhidden_TD)
     linears.flush()

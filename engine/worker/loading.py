@@ -10,7 +10,7 @@ import torch
 from ...client.limits import limit
 from ...client.messages import ModelCard
 from ...client.worker_messages import SiteSpan
-from ..adapters.head import Head
+from ..adapters.head_form import open_head
 from ..adapters.store import AdapterStore
 from ..files.sites import to_spans
 from ..files.store import CheckpointFiles
@@ -32,7 +32,6 @@ from .memory import MemoryPlan
 from .model_names import TINY, ModelSource, check_files, find_model
 from .network import Network
 from .planning import (
-    HEAD_CHUNK_ROWS,
     NEVER,
     PAGE_SIZE,
     Wishes,
@@ -197,7 +196,7 @@ def _trainer(
     return Trainer(
         model,
         runs,
-        Head.of(model, chunk_rows=HEAD_CHUNK_ROWS),
+        open_head(model, uses_triton=runs.store.uses_triton),
         trace,
         # One sequence a pass: nothing stands beside it that could change a bit.
         is_deterministic=config.is_deterministic and model.runs_on != "sequential",

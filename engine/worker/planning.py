@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.head_form import head_bytes
 from ..hosted.checkpoint import checkpoint_parameters
 from ..hosted.costs import measure_activations, packed_bytes_per_token
 from ..hosted.model import PackedModel, SequentialHosted
@@ -16,7 +17,6 @@ from .memory import MemoryPlan, MemoryRequest, plan_memory
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 16  # tokens
-HEAD_CHUNK_ROWS = 256  # rows of logits held at a time
 SURE_CONTEXT = 4096  # tokens of a sequence that must always fit, if the model has so many
 NEVER = 1 << 62  # tokens or bytes: above the size of any batch
 
@@ -40,13 +40,15 @@ class Wishes:
         page_bytes: int,
         is_capped: bool = False,
     ) -> MemoryRequest:
-        """The request of a model that computes no activations again; capped logits keep a tanh."""
+        """The request of a model that computes no activations again."""
         return MemoryRequest(
             weights=weights,
             adapter_parameter_bytes=self.dtype.itemsize,
             activation_bytes_per_token=activations,
             checkpointed_bytes_per_token=activations,
-            workspace=(2 + is_capped) * HEAD_CHUNK_ROWS * vocab_size * 4,
+            workspace=head_bytes(
+                vocab_size, self.dtype, uses_triton=self.uses_triton, is_capped=is_capped
+            ),
             page_bytes=page_bytes,
             batch_tokens=self.batch_tokens,
             max_context=min(max_context, SURE_CONTEXT),
