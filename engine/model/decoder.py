@@ -74,7 +74,7 @@ class Decoder:
         self.device, self.dtype = self.embed.device, self.embed.dtype
         head = self.embed if config.is_tied else weights["lm_head.weight"]
         self.head: BaseLinear = DenseLinear(head, row_tile=row_tile)
-        self._pieces: Pieces = TorchPieces(is_deterministic=row_tile > 0)
+        self._pieces = _pieces(uses_triton, is_deterministic=row_tile > 0)
         self._norm_D = weights["model.norm.weight"]
         self._rope = Rope(config, self.device, self.dtype)
         self._layers = [_layer(config, weights, i, row_tile) for i in range(config.num_layers)]
@@ -135,7 +135,7 @@ class Decoder:
                 )
             else:
                 x_TD, delta_TD = run(x_TD, delta_TD)
-        return self._add_rms_norm(x_TD, delta_TD, self._norm_D)[1]
+        return self._pieces.add_rms_norm(x_TD, delta_TD, self._norm_D, self.config.rms_eps)[1]
 
     def _run_layer(
         self,
@@ -147,30 +147,28 @@ class Decoder:
         delta_TD: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """From a residual and what is still to be added to it, to the same after the layer."""
-        head_dim = self.config.head_dim
-        x_TD, normed_TD = self._add_rms_norm(x_TD, delta_TD, layer.attention_norm_D)
+        eps, head_dim, pieces = self.config.rms_eps, self.config.head_dim, self._pieces
+        x_TD, normed_TD = pieces.add_rms_norm(x_TD, delta_TD, layer.attention_norm_D, eps)
         q, k, v = linears.group(normed_TD, layer.qkv.bases, layer.qkv.sites)
         q_THK, k_TGK, v_TGK = (
             part.view(len(x_TD), part.shape[1] // head_dim, head_dim) for part in (q, k, v)
         )
-        q_THK, k_TGK = self._pieces.rotated(
-            q_THK, k_TGK, layer.q_norm_K, layer.k_norm_K, self.config.rms_eps, angles
-        )
+        q_THK, k_TGK = pieces.rotated(q_THK, k_TGK, layer.q_norm_K, layer.k_norm_K, eps, angles)
         mixed_THK = attention.attend(layer.index, q_THK, k_TGK, v_TGK)
         (delta_TD,) = linears.group(mixed_THK.flatten(1), layer.o.bases, layer.o.sites)
-        x_TD, normed_TD = self._add_rms_norm(x_TD, delta_TD, layer.mlp_norm_D)
+        x_TD, normed_TD = pieces.add_rms_norm(x_TD, delta_TD, layer.mlp_norm_D, eps)
         gate_TF, up_TF = linears.group(normed_TD, layer.gate_up.bases, layer.gate_up.sites)
-        inner_TF = self._pieces.swiglu(gate_TF, up_TF)
+        inner_TF = pieces.swiglu(gate_TF, up_TF)
         (delta_TD,) = linears.group(inner_TF, layer.down.bases, layer.down.sites)
         return x_TD, delta_TD
 
-    def _add_rms_norm(
-        self, x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        eps = self.config.rms_eps
-        if delta_TD is None:
-            return x_TD, self._pieces.rms_norm(x_TD, weight_D, eps)
-        return self._pieces.add_rms_norm(x_TD, delta_TD, weight_D, eps)
+
+def _pieces(uses_triton: bool, is_deterministic: bool) -> Pieces:
+    if not uses_triton:
+        return TorchPieces(is_deterministic)
+    from .gpu_pieces import TritonPieces  # imports triton
+
+    return TritonPieces()
 
 
 def _layer(config: ModelConfig, weights: dict[str, Tensor], index: int, row_tile: int) -> Layer:

@@ -17,13 +17,14 @@ class Pieces(Protocol):
     Every row is computed from that row alone.
     """
 
-    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """Scale each row to root mean square 1, then by `weight_D`."""
-
     def add_rms_norm(
-        self, x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
+        self, x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Return x + delta, rounded to the dtype of x, and `rms_norm` of that."""
+        """Return x + delta, rounded to the dtype of x, and `layers.rms_norm` of that.
+
+        Without a delta the sum is x, and all bits, also of gradients, are those that x as a sum
+        has. Both results are to be used instead of x.
+        """
 
     def rotated(
         self,
@@ -56,13 +57,10 @@ class TorchPieces:
     def __init__(self, is_deterministic: bool = False) -> None:
         self._is_deterministic = is_deterministic
 
-    def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        return layers.rms_norm(x_TD, weight_D, eps)
-
     def add_rms_norm(
-        self, x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
+        self, x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        sum_TD = x_TD + delta_TD
+        sum_TD = x_TD if delta_TD is None else x_TD + delta_TD
         return sum_TD, layers.rms_norm(sum_TD, weight_D, eps)
 
     def rotated(

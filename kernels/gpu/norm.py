@@ -154,7 +154,7 @@ def _name(operation: str, dtype: torch.dtype, width: int) -> str:
 
 
 def _block(width: int) -> int:
-    return triton.next_power_of_2(width)
+    return 1 << (width - 1).bit_length()
 
 
 def _num_warps(width: int) -> int:

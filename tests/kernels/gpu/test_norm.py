@@ -7,7 +7,7 @@ from torch import Tensor
 
 from weft.engine.model.pieces import TorchPieces
 from weft.kernels.gpu import norm
-from weft.kernels.gpu.shapes import PUBLISHED
+from weft.kernels.gpu.shapes import PUBLISHED, ModelShape
 from weft.kernels.gpu.variants import UnknownVariant, Variant
 from weft.kernels.reference import rms_norm as exact_norm
 
@@ -40,7 +40,8 @@ def test_the_norm_and_its_gradient_equal_the_oracle(
     y, rstd = norm.rms_norm(x, weight, EPS)
     found = [y, norm.rms_norm_backward(dy, x, weight, rstd)]
 
-    plain_y, exact_y = PIECES.rms_norm(leaf, weight, EPS), exact_norm(exact, weight, EPS)
+    _, plain_y = PIECES.add_rms_norm(leaf, None, weight, EPS)
+    exact_y = exact_norm(exact, weight, EPS)
     plain = [plain_y, *torch.autograd.grad(plain_y, leaf, dy)]
     check_errors(found, plain, [exact_y, *torch.autograd.grad(exact_y, exact, dy.double())])
 
@@ -96,8 +97,9 @@ def test_a_row_among_nan_has_the_bits_that_it_has_alone(
 
     total, y, rstd = norm.add_rms_norm(x, delta, weight, EPS)
     alone = [total, y, rstd, norm.rms_norm_backward(dy, total, weight, rstd, dsum)]
-    sums, ys, rstds = norm.add_rms_norm(*crowds[:2], weight, EPS)
-    among = [sums, ys, rstds, norm.rms_norm_backward(crowds[2], sums, weight, rstds, crowds[3])]
+    xs, deltas, dys, dsums = crowds
+    sums, ys, rstds = norm.add_rms_norm(xs, deltas, weight, EPS)
+    among = [sums, ys, rstds, norm.rms_norm_backward(dys, sums, weight, rstds, dsums)]
 
     for found, expected in zip(among, alone, strict=True):
         assert torch.equal(found[place], expected[0])
@@ -127,7 +129,7 @@ def test_rows_with_gaps_are_refused(device: torch.device) -> None:
 
 @pytest.mark.parametrize("shape", PUBLISHED, ids=lambda shape: shape.name)
 def test_what_published_models_launch_is_enumerated(
-    shape: norm.ModelShape, monkeypatch: pytest.MonkeyPatch
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[Variant] = []
     monkeypatch.setattr(Variant, "launch", lambda self, grid, **_: launched.append(self))

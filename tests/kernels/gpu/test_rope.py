@@ -10,7 +10,7 @@ from torch import Tensor
 from weft.engine.model.pieces import TorchPieces
 from weft.kernels import reference
 from weft.kernels.gpu import rope
-from weft.kernels.gpu.shapes import PUBLISHED
+from weft.kernels.gpu.shapes import PUBLISHED, ModelShape
 from weft.kernels.gpu.variants import UnknownVariant, Variant
 
 EPS = 1e-5
@@ -37,14 +37,15 @@ class Case:
 
     def found(self) -> list[Tensor]:
         """Results and gradients of the kernel."""
-        dqk = rope.rotate_backward(self.dqk, self.angles, self.norm, self.norm and self.qk)
+        dqk = rope.rotate_backward(self.dqk, self.angles, self.norm, self.qk if self.norm else None)
         return [*rope.rotate(self.qk, self.angles, self.norm), *dqk]
 
     def plain(self) -> list[Tensor]:
         """The same by PyTorch."""
-        leaves = [x.clone().requires_grad_() for x in self.qk]
-        weights = (self.norm.q_weight_K, self.norm.k_weight_K) if self.norm else (None, None)
-        outs = list(TorchPieces().rotated(leaves[0], leaves[1], *weights, EPS, self.angles))
+        leaves = self.qk[0].clone().requires_grad_(), self.qk[1].clone().requires_grad_()
+        q_norm = self.norm.q_weight_K if self.norm else None
+        k_norm = self.norm.k_weight_K if self.norm else None
+        outs = list(TorchPieces().rotated(*leaves, q_norm, k_norm, EPS, self.angles))
         return outs + list(torch.autograd.grad(outs, leaves, self.dqk))
 
     def exact(self) -> list[Tensor]:
@@ -71,7 +72,7 @@ def make_case(
 
     def heads() -> rope.Heads:
         wide = random(num_tokens, (num_q + 2 * num_k) * width)
-        q, k, _ = wide.split([num_q * width, num_k * width, num_k * width], dim=1)
+        q, k, _ = torch.split(wide, [num_q * width, num_k * width, num_k * width], dim=1)
         return q.view(num_tokens, num_q, width), k.view(num_tokens, num_k, width)
 
     turns = 3 * torch.randn(num_tokens, 1, width // 2, generator=generator)
@@ -165,7 +166,7 @@ def test_a_norm_without_its_arguments_has_no_gradient(device: torch.device) -> N
 
 @pytest.mark.parametrize("shape", PUBLISHED, ids=lambda shape: shape.name)
 def test_what_published_models_launch_is_enumerated(
-    shape: rope.ModelShape, monkeypatch: pytest.MonkeyPatch
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[Variant] = []
     monkeypatch.setattr(Variant, "launch", lambda self, grid, **_: launched.append(self))

@@ -8,7 +8,7 @@ from torch import Tensor
 from weft.engine.model.pieces import TorchPieces
 from weft.kernels import reference
 from weft.kernels.gpu import swiglu
-from weft.kernels.gpu.shapes import PUBLISHED
+from weft.kernels.gpu.shapes import PUBLISHED, ModelShape
 from weft.kernels.gpu.variants import UnknownVariant, Variant
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -21,7 +21,7 @@ def inputs(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> 
     """dy, gate and up: columns of one tensor."""
     rows, width = shape
     wide = 2 * torch.randn(rows, 3 * width, generator=torch.Generator().manual_seed(width))
-    return list(wide.to(dtype).to(device).split(width, dim=1))
+    return list(torch.split(wide.to(dtype).to(device), width, dim=1))
 
 
 def found_by_kernel(dy: Tensor, gate: Tensor, up: Tensor) -> list[Tensor]:
@@ -85,7 +85,7 @@ def test_columns_with_gaps_are_refused(device: torch.device) -> None:
 
 @pytest.mark.parametrize("shape", PUBLISHED, ids=lambda shape: shape.name)
 def test_what_published_models_launch_is_enumerated(
-    shape: swiglu.ModelShape, monkeypatch: pytest.MonkeyPatch
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[Variant] = []
     monkeypatch.setattr(Variant, "launch", lambda self, grid, **_: launched.append(self))
