@@ -6,18 +6,20 @@ from pathlib import Path
 
 import torch
 
+from ...client.limits import limit
 from ..adapters.head_form import head_bytes
 from ..hosted.checkpoint import checkpoint_parameters
 from ..hosted.costs import measure_activations, packed_bytes_per_token
 from ..hosted.model import PackedModel, SequentialHosted
 from ..model.checkpoint_files import checkpoint_bytes
-from ..model.config import ModelConfig
+from ..model.config import MODULES, ModelConfig
 from .memory import MemoryPlan, MemoryRequest, plan_memory
 
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 16  # tokens
 SURE_CONTEXT = 4096  # tokens of a sequence that must always fit, if the model has so many
+PROJECTIONS = len(MODULES) * limit("rank")  # elements that adapters of a layer keep of a token
 NEVER = 1 << 62  # tokens or bytes: above the size of any batch
 
 
@@ -61,21 +63,45 @@ def plan_native(wishes: Wishes, directory: Path) -> MemoryPlan:
     """The plan of our own decoder, from config.json alone; raises BadRequest."""
     model, item = ModelConfig.from_directory(directory), wishes.dtype.itemsize
     kv_width = 2 * model.num_kv_heads * model.head_dim
-    q_width = model.num_heads * model.head_dim
-    # Kept for backward: the two norms' inputs and outputs, q, k, v twice (before and after RoPE and
-    # packing), attention's output, gate, up and their product.
-    kept = 6 * model.width + 3 * (q_width + kv_width) + 2 * q_width + 4 * model.ffn_width
+    layer = layer_cost(model, wishes.uses_triton)
     request = replace(
         wishes.request(
             weights=checkpoint_bytes(directory, wishes.dtype),
             vocab_size=model.vocab_size,
             max_context=model.max_context,
-            activations=kept * model.num_layers * item,
+            activations=(model.num_layers * layer.kept + layer.passing) * item,
             page_bytes=PAGE_SIZE * model.num_layers * kv_width * item,
         ),
-        checkpointed_bytes_per_token=(model.num_layers * model.width + kept) * item,
+        checkpointed_bytes_per_token=(
+            (model.num_layers * model.width + layer.kept + layer.passing) * item
+        ),
     )
     return _noted(plan_memory(wishes.granted_bytes, request))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What a layer of our own decoder holds, in elements per token."""
+
+    kept: int  # from forward to backward
+    passing: int  # besides, while its backward runs
+
+
+def layer_cost(model: ModelConfig, uses_triton: bool) -> LayerCost:
+    """The cost in either form; that of PyTorch has room in `kept` for padding and what passes."""
+    kv_width = 2 * model.num_kv_heads * model.head_dim
+    q_width = model.num_heads * model.head_dim
+    if not uses_triton:
+        # The two norms' inputs and outputs, q, k, v twice (before and after RoPE and packing),
+        # attention's output, gate, up and their product.
+        kept = 6 * model.width + 3 * (q_width + kv_width) + 2 * q_width + 4 * model.ffn_width
+        return LayerCost(kept=kept, passing=0)
+    # The two norms' inputs and outputs, attention's arguments and output, gate, up and product.
+    kept = 4 * model.width + 2 * q_width + kv_width + 3 * model.ffn_width + PROJECTIONS
+    if model.has_qk_norm:
+        kept += q_width + kv_width // 2
+    # Gradients of gate, up and their product; of a norm's two arguments and two results.
+    return LayerCost(kept=kept, passing=3 * model.ffn_width + 4 * model.width)
 
 
 def check_hosted(wishes: Wishes, directory: Path) -> None:
