@@ -184,7 +184,8 @@ def _rows_logprobs_kernel(
         cols = start + lanes
         x = tl.load(row_ptr + cols, mask=cols < V, other=0.0).to(tl.float32)
         z = tl.where(cols < V, _capped(x, softcap, IS_CAPPED), -float("inf"))
-        new_tops = tl.maximum(tops, tl.max(z, axis=1))
+        # What is no number has no part in the maximum; through the sum it spoils its row.
+        new_tops = tl.maximum(tops, tl.max(tl.where(z == z, z, -float("inf")), axis=1))
         # A lane that has seen no number yet would compute inf - inf.
         base = tl.where(new_tops == -float("inf"), 0.0, new_tops)
         sums = sums * tl.exp(tops - base) + tl.sum(tl.exp(z - base[:, None]), axis=1)

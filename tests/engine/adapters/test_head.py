@@ -5,20 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run, make_store
+from head_helpers import UNEMBED, bind_units, make_head, on_host
+from lora_helpers import adapter_of, gradient_matrices, make_bases, make_run, make_store
 from plain_losses import CONFIGS, plain_losses, random_inputs
 from torch import Tensor
 
 from weft.client.losses import LOSSES
+from weft.engine.adapters.binding import BoundLinears
 from weft.engine.adapters.head import Head
 from weft.engine.adapters.lora import LoraLinears
 from weft.engine.adapters.loss_head import HeadResult
 from weft.engine.adapters.losses import LossBatch
 from weft.engine.adapters.store import AdapterStore, Run
-from weft.engine.model.linear import DenseLinear
 from weft.kernels.reference import lora_linear, target_logprobs
 
-UNEMBED = len(SITES) - 1
 LOSS_FNS = tuple(LOSSES)
 
 
@@ -79,21 +79,26 @@ class Outcome:
 def run_head(
     store: AdapterStore, case: Case, is_deterministic: bool = False, chunk_rows: int = 32
 ) -> Outcome:
-    base = make_bases((UNEMBED,), 16 if is_deterministic else 0)[0]
+    hidden_TD = case.hidden_TD.to(store.device)
     runs = list({id(run): run for run, _ in case.units if run is not None}.values())
     losses, linears = bind(store, case, is_deterministic)
     store.begin(*runs)
-    head = Head(base, UNEMBED, chunk_rows=chunk_rows)
-    result = head.forward_backward(case.hidden_TD, losses, linears)
+    head = make_head(store, hidden_TD, chunk_rows=chunk_rows, is_deterministic=is_deterministic)
+    result = head.forward_backward(hidden_TD, losses, linears)
     linears.flush()
     store.commit(*runs)
-    return Outcome(result, [gradient_matrices(store, run) for run in runs])
+    return Outcome(on_host(result), [gradient_matrices(store, run) for run in runs])
+
+
+def run_forward(store: AdapterStore, case: Case) -> HeadResult:
+    hidden_TD = case.hidden_TD.to(store.device)
+    losses, linears = bind(store, case)
+    return on_host(make_head(store, hidden_TD).forward(hidden_TD, losses, linears))
 
 
 def bind(
     store: AdapterStore, case: Case, is_deterministic: bool = False
-) -> tuple[LossBatch, LoraLinears]:
-    owners = [run for run, _ in case.units]
+) -> tuple[LossBatch, BoundLinears]:
     counts = [count for _, count in case.units]
     losses = LossBatch.build(
         loss_fns=case.loss_fns,
@@ -101,12 +106,11 @@ def bind(
         row_counts=counts,
         targets=case.targets,
         inputs=case.inputs,
-        device="cpu",
+        device=store.device,
         cu_seqlens=np.cumsum([0, *(count for count in counts if count)]).astype(np.int32),
     )
-    versions = [None if run is None else run.version for run in owners]
-    linears = LoraLinears(store, versions, owners, counts, is_deterministic=is_deterministic)
-    return losses, linears
+    owners = [run for run, _ in case.units]
+    return losses, bind_units(store, owners, counts, is_deterministic=is_deterministic)
 
 
 def check(store: AdapterStore, case: Case, is_deterministic: bool = False) -> None:
@@ -152,8 +156,9 @@ def check(store: AdapterStore, case: Case, is_deterministic: bool = False) -> No
 
 
 @pytest.mark.parametrize("is_deterministic", [False, True])
-def test_mixed_losses_ranks_and_bare_rows_equal_the_oracle(is_deterministic: bool) -> None:
-    store = make_store()
+def test_mixed_losses_ranks_and_bare_rows_equal_the_oracle(
+    store: AdapterStore, is_deterministic: bool
+) -> None:
     runs = [make_run(store, rank, seed=rank, mask=mask) for rank, mask in ((1, 7), (4, 3), (7, 4))]
     runs += [make_run(store, rank, seed=rank) for rank in (16, 64)]
     units: list[tuple[Run | None, int]] = [
@@ -165,9 +170,9 @@ def test_mixed_losses_ranks_and_bare_rows_equal_the_oracle(is_deterministic: boo
 
 @pytest.mark.parametrize("is_deterministic", [False, True])
 def test_every_loss_equals_the_oracle_over_chunks_that_cut_its_sequences(
+    store: AdapterStore,
     is_deterministic: bool,
 ) -> None:
-    store = make_store()
     units: list[tuple[Run | None, int]] = [
         (make_run(store, 3 + index, seed=index), 21 + 13 * index) for index in range(len(LOSSES))
     ]
@@ -196,45 +201,39 @@ def test_a_loss_without_any_advantage_has_no_gradient(loss_fn: str) -> None:
         pytest.param([1], id="one row"),
     ],
 )
-def test_chunks_equal_the_oracle(counts: list[int]) -> None:
-    store = make_store()
+def test_chunks_equal_the_oracle(store: AdapterStore, counts: list[int]) -> None:
     run = make_run(store, 5)
     check(store, make_case([(run, count) for count in counts], idle=0))
 
 
-def test_forward_gives_the_bits_of_forward_backward_and_no_gradient() -> None:
-    store = make_store()
+def test_forward_gives_the_bits_of_forward_backward_and_no_gradient(store: AdapterStore) -> None:
     run = make_run(store, 5)
-    case = make_case([(run, 40), (None, 9), (run, 24), (run, 8), (None, 5)], idle=0)
+    case = make_case([(run, 40), (None, 9), (run, 24), (run, 8), (None, 5)])
+    for name in ("weights", "advantages"):
+        case.inputs[name][:] = 0.5  # of every row, so that both have the same chunks
     outcome = run_head(store, case)
     before = gradient_matrices(store, run)
-    losses, linears = bind(store, case)
-    head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=32)
-    result = head.forward(case.hidden_TD, losses, linears)
+    result = run_forward(store, case)
     assert torch.equal(result.logprobs_T, outcome.logprobs_T)
     assert torch.equal(result.losses_T, outcome.losses_T)
     assert torch.equal(gradient_matrices(store, run)["lm_head.lora_b"], before["lm_head.lora_b"])
 
 
-def test_forward_alone_gives_the_losses_of_gspo() -> None:
-    store = make_store()
+def test_forward_alone_gives_the_losses_of_gspo(store: AdapterStore) -> None:
     case = make_case([(make_run(store, 5), 40), (None, 9)])
     case.loss_fns = ["gspo", "ppo"]
-    losses, linears = bind(store, case)
-    head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=32)
-    losses_T = head.forward(case.hidden_TD, losses, linears).losses_T
+    losses_T = run_forward(store, case).losses_T
     # the ratio comes from another pass, whose chunks hold other rows
     torch.testing.assert_close(losses_T, run_head(store, case).losses_T, rtol=1e-6, atol=1e-6)
 
 
-def test_a_unit_without_loss_function_is_left_out() -> None:
-    store = make_store()
+def test_a_unit_without_loss_function_is_left_out(store: AdapterStore) -> None:
     case = make_case([(None, 10), (None, 6)])
     case.hidden_TD[10:] = float("nan")
     losses, linears = bind(store, case)
     losses.is_scored_host[10:] = False
-    head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=16)
-    result = head.forward_backward(case.hidden_TD, losses, linears)
+    hidden_TD = case.hidden_TD.to(store.device)
+    result = make_head(store, hidden_TD).forward_backward(hidden_TD, losses, linears)
     assert not result.logprobs_T[10:].any()
     assert not result.losses_T[10:].any()
     assert not result.dhidden_TD[10:].any()
@@ -243,9 +242,8 @@ def test_a_unit_without_loss_function_is_left_out() -> None:
 @pytest.mark.parametrize("counts", [(16, 16, 16), (9, 40, 3)], ids=["whole", "padded"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_neighbours_non_finite_rows_never_reach_others(
-    counts: tuple[int, ...], poison: float
+    store: AdapterStore, counts: tuple[int, ...], poison: float
 ) -> None:
-    store = make_store()
     runs = [make_run(store, rank, seed=rank) for rank in (5, 6, 8)]
     case = make_case(list(zip(runs, counts, strict=True)))
     clean = run_head(store, case)
@@ -263,8 +261,7 @@ def test_a_neighbours_non_finite_rows_never_reach_others(
         assert all(torch.equal(kept[name], found[name]) for name in kept)
 
 
-def test_zero_weight_rows_change_nothing() -> None:
-    store = make_store()
+def test_zero_weight_rows_change_nothing(store: AdapterStore) -> None:
     run, twin = make_run(store, 5), make_run(store, 5)
     case = make_case([(run, 16)], idle=0)
     more = make_case([(twin, 40)], seed=1)
@@ -309,6 +306,7 @@ def test_logits_of_the_batch_are_never_held() -> None:
     losses, linears = bind(store, case)
     head = Head(make_bases((UNEMBED,))[0], UNEMBED, chunk_rows=32)
     head.forward_backward(case.hidden_TD, losses, linears)
+    assert isinstance(linears, LoraLinears)
     assert linears.workspace.take("logits", (1,), torch.float32).untyped_storage().nbytes() <= (
         32 * 100 * 4
     )
@@ -319,11 +317,8 @@ def test_bfloat16_hidden_states_have_float32_logprobs() -> None:
     run = make_run(store, 8)
     case = make_case([(run, 20), (None, 5)])
     case.hidden_TD = case.hidden_TD.bfloat16()
-    losses, linears = bind(store, case)
-    store.begin(run)
-    base = DenseLinear(make_bases((UNEMBED,))[0].weight_OD.bfloat16())
-    result = Head(base, UNEMBED, chunk_rows=16).forward_backward(case.hidden_TD, losses, linears)
-    linears.flush()
+    result = run_head(store, case).result
+    base = make_bases((UNEMBED,), like=case.hidden_TD)[0]
     assert result.logprobs_T.dtype == result.losses_T.dtype == torch.float32
     assert result.dhidden_TD.dtype == torch.bfloat16
     exact = case.hidden_TD.double() @ base.weight_OD.double().t()

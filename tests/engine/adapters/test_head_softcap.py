@@ -3,19 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run, make_store
+from head_helpers import UNEMBED, bind_units, make_head, on_host
+from lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run
 
-from weft.engine.adapters.head import Head
-from weft.engine.adapters.lora import LoraLinears
 from weft.engine.adapters.losses import LossBatch
+from weft.engine.adapters.store import AdapterStore
 from weft.kernels.reference import lora_linear, target_logprobs
 
-UNEMBED, ROWS, SOFTCAP = len(SITES) - 1, 40, 1.5  # logits of the case go to about 6
+ROWS, SOFTCAP = 40, 1.5  # logits of the case go to about 6
 
 
 @pytest.mark.parametrize("chunk_rows", [16, 64])
-def test_capped_logits_and_their_gradients_equal_autograd(chunk_rows: int) -> None:
-    store = make_store()
+def test_capped_logits_and_their_gradients_equal_autograd(
+    store: AdapterStore, chunk_rows: int
+) -> None:
     run, rng = make_run(store, 4, seed=1), np.random.default_rng(0)
     base = make_bases((UNEMBED,))[0]
     hidden_TD = torch.from_numpy(3 * rng.normal(size=(ROWS, 32)).astype(np.float32))
@@ -26,13 +27,14 @@ def test_capped_logits_and_their_gradients_equal_autograd(chunk_rows: int) -> No
         row_counts=[ROWS],
         targets=targets,
         inputs={"weights": weights},
-        device="cpu",
+        device=store.device,
         cu_seqlens=np.array([0, ROWS], np.int32),
     )
-    linears = LoraLinears(store, [run.version], [run], [ROWS])
+    linears = bind_units(store, [run], [ROWS])
     store.begin(run)
-    head = Head(base, UNEMBED, chunk_rows=chunk_rows, softcap=SOFTCAP)
-    result = head.forward_backward(hidden_TD, losses, linears)
+    on_device_TD = hidden_TD.to(store.device)
+    head = make_head(store, on_device_TD, chunk_rows=chunk_rows, softcap=SOFTCAP)
+    result = on_host(head.forward_backward(on_device_TD, losses, linears))
     linears.flush()
     store.commit(run)
 

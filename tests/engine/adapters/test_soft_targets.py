@@ -6,18 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run, make_store
+from head_helpers import UNEMBED, bind_units, make_head, on_host
+from lora_helpers import SITES, adapter_of, gradient_matrices, make_bases, make_run
 from torch import Tensor
 
-from weft.engine.adapters.head import Head
-from weft.engine.adapters.lora import LoraLinears
 from weft.engine.adapters.loss_head import HeadResult
 from weft.engine.adapters.losses import LossBatch
 from weft.engine.adapters.soft_targets import SoftTargets, join
 from weft.engine.adapters.store import AdapterStore, Run
 from weft.kernels.reference import lora_linear, soft_target_loss
 
-UNEMBED = len(SITES) - 1
 VOCAB_SIZE = SITES[UNEMBED].out_features
 
 Pairs = list[tuple[int, float]]  # targets and weights of one row
@@ -123,17 +121,16 @@ def run_head(
         row_counts=counts,
         targets=np.array([target for target, _ in single]),
         inputs={"weights": np.array([weight for _, weight in single], np.float32)},
-        device="cpu",
+        device=store.device,
         num_targets=np.array([len(row) for row in rows], np.int32),
         soft=build(rows),
     )
     runs = [run for run in case.runs if run is not None]
-    versions = [None if run is None else run.version for run in case.runs]
-    linears = LoraLinears(store, versions, case.runs, counts, is_deterministic=is_deterministic)
+    linears = bind_units(store, case.runs, counts, is_deterministic=is_deterministic)
     store.begin(*runs)
-    base = make_bases((UNEMBED,), 16 if is_deterministic else 0)[0]
-    head = Head(base, UNEMBED, chunk_rows=32, softcap=softcap)
-    result = head.forward_backward(case.hidden_TD, losses, linears)
+    hidden_TD = case.hidden_TD.to(store.device)
+    head = make_head(store, hidden_TD, softcap=softcap, is_deterministic=is_deterministic)
+    result = on_host(head.forward_backward(hidden_TD, losses, linears))
     linears.flush()
     store.commit(*runs)
     gradients = [gradient_matrices(store, run) for run in runs]
@@ -144,8 +141,9 @@ def run_head(
 
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 @pytest.mark.parametrize("is_deterministic", [False, True])
-def test_any_number_of_targets_equals_autograd(is_deterministic: bool, softcap: float) -> None:
-    store = make_store()
+def test_any_number_of_targets_equals_autograd(
+    store: AdapterStore, is_deterministic: bool, softcap: float
+) -> None:
     case = make_case(store)
     rows = [row for unit in case.units for row in unit]
     result, gradients = run_head(store, case, is_deterministic=is_deterministic, softcap=softcap)
@@ -177,8 +175,7 @@ def test_any_number_of_targets_equals_autograd(is_deterministic: bool, softcap: 
             torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_without_targets_or_weights_have_exactly_no_gradient() -> None:
-    store = make_store()
+def test_rows_without_targets_or_weights_have_exactly_no_gradient(store: AdapterStore) -> None:
     hidden_TD = torch.randn(18, 32, generator=torch.Generator().manual_seed(0))
     case = Case([make_run(store, 3)], [ROWS * 3], hidden_TD)
     result, _ = run_head(store, case)
@@ -188,8 +185,9 @@ def test_rows_without_targets_or_weights_have_exactly_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("unit", [1, 4], ids=["several targets", "one target"])
-def test_deterministic_bits_do_not_depend_on_how_many_targets_neighbours_have(unit: int) -> None:
-    store = make_store()
+def test_deterministic_bits_do_not_depend_on_how_many_targets_neighbours_have(
+    store: AdapterStore, unit: int
+) -> None:
     case = make_case(store, seed=2)
     among, gradients = run_head(store, case, is_deterministic=True)
     alone, own = run_head(store, case.take(unit), is_deterministic=True)
@@ -205,8 +203,9 @@ def test_deterministic_bits_do_not_depend_on_how_many_targets_neighbours_have(un
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_neighbours_non_finite_rows_never_reach_others(poison: float) -> None:
-    store = make_store()
+def test_a_neighbours_non_finite_rows_never_reach_others(
+    store: AdapterStore, poison: float
+) -> None:
     case = make_case(store, seed=3)
     clean, gradients = run_head(store, case)
     bad = slice(20, 57)  # of the second unit
