@@ -7,7 +7,9 @@ registers is the right operand, which always goes through shared memory.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import product
+from typing import Any
 
 import torch
 import triton
@@ -26,12 +28,20 @@ from .records import (
     tile_record,
 )
 from .shapes import ModelShape
-from .shrink import TILE_ROWS, check_tiles, slab_of, sum_planes
+from .shrink import DTYPES, TILE_ROWS, check_tiles, slab_of, sum_planes
 from .tiles import BUCKETS
 from .variants import Variant, type_name
 
 BLOCK_O = 128
 MAX_RANK_BLOCK = 64  # rank rows of one product
+INTEGERS = ["site", "half", "num_sites", "s_units", "plane_units", "num_planes", "granule_units"]
+TABLES = {
+    "table_ptr": "*i32",
+    "header_ptr": "*i32",
+    "tiles_ptr": "*i32",
+    "segments_ptr": "*i32",
+    "scales_ptr": "*fp32",
+}
 
 
 def launch(
@@ -61,20 +71,28 @@ def launch(
             is_split=is_split and bucket > 0,
         ).launch(
             (-(-width // BLOCK_O) * len(ys), plan.num_tiles(bucket)),
-            s_ptr=s,
-            weights_ptr=adapters.weights,
             **three("y", ys),
-            s_units=adapters.s_units,
-            plane_units=s.stride(0) // 16 if is_split else 0,
-            num_planes=len(s) if is_split else 1,
-            granule_units=adapters.granule_units,
-            **adapters.tile_arguments(),
-            **adapters.site_arguments(site, half),
+            **arguments(s, adapters, site, half),
         )
 
 
+def arguments(s: Tensor, adapters: Adapters, site: int, half: int) -> dict[str, Any]:
+    """What every kernel here takes, whatever its outputs are."""
+    is_split = s.dim() == 2
+    return {
+        "s_ptr": s,
+        "weights_ptr": adapters.weights,
+        "s_units": adapters.s_units,
+        "plane_units": s.stride(0) // 16 if is_split else 0,
+        "num_planes": len(s) if is_split else 1,
+        "granule_units": adapters.granule_units,
+        **adapters.tile_arguments(),
+        **adapters.site_arguments(site, half),
+    }
+
+
 @triton.jit
-def _add_product(
+def add_product(
     acc,
     s_ptr,
     weights_ptr,
@@ -92,22 +110,20 @@ def _add_product(
     BLOCK_R: tl.constexpr,
     IS_SPLIT: tl.constexpr,
 ):
-    """acc[o, t] + sum over r of weights[r, o] * s[t, r]; both operands are zero beyond the rank.
+    """acc[o, t] + sum over r of weights[r, o] * s[t, r]; what lies beyond `rank` is not read.
 
-    `places` are those of the rows' first columns in s.
+    `places` are those of the rows' first columns in s, which is zero from the rank on: a mask there
+    would split its vector loads.
     """
     for first in range(0, BUCKET, BLOCK_R):
         ranks = first + tl.arange(0, BLOCK_R)
-        is_rank = ranks < rank
-        is_in = is_row[:, None] & is_rank[None, :]
+        s_places = places[:, None] + ranks[None, :]
         if IS_SPLIT:
-            total = sum_planes(
-                s_ptr, places[:, None] + ranks[None, :], is_in, plane_size, num_planes
-            )
+            total = sum_planes(s_ptr, s_places, is_row[:, None], plane_size, num_planes)
             s = (total * scale).to(weights_ptr.dtype.element_ty)
         else:
-            s = tl.load(s_ptr + places[:, None] + ranks[None, :], mask=is_in, other=0.0)
-        is_weight = is_rank[:, None]
+            s = tl.load(s_ptr + s_places, mask=is_row[:, None], other=0.0)
+        is_weight = (ranks < rank)[:, None]
         if WIDTH % BLOCK_O != 0:
             is_weight &= (cols < WIDTH)[None, :]
         rows = ranks.to(tl.int64)[:, None] * PITCH
@@ -116,17 +132,7 @@ def _add_product(
     return acc
 
 
-@triton.jit(
-    do_not_specialize=[
-        "site",
-        "half",
-        "num_sites",
-        "s_units",
-        "plane_units",
-        "num_planes",
-        "granule_units",
-    ]
-)
+@triton.jit(do_not_specialize=INTEGERS)
 def _expand_kernel(
     s_ptr,
     weights_ptr,
@@ -175,19 +181,19 @@ def _expand_kernel(
     acc = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
     num_applied = 0
     if BUCKET > 0:
-        for index in tl.static_range(NUM_SUMMED):
+        for index in range(NUM_SUMMED):
             local = output + index
             place = site_place(table_ptr, mask, site + local, half, num_sites)
             num_applied += (place >= 0).to(tl.int32)
             s_place = local.to(tl.int64) * s_units * 16 + s_start
-            acc = _add_product(
+            acc = add_product(
                 acc,
                 s_ptr,
                 weights_ptr + block_place(start, rank, place, granule_units),
                 s_place + (row - segment_row + steps).to(tl.int64) * BUCKET,
-                is_row,
+                steps < tl.where(place < 0, 0, rows),
                 cols,
-                tl.where(place < 0, 0, rank),
+                rank,
                 scale,
                 plane_units.to(tl.int64) * 16,
                 num_planes,
@@ -225,15 +231,6 @@ def expand_variant(
     """The form for outputs of `width` elements; bucket 0 writes zeros."""
     check_tiles(bucket, tile_rows)
     element = type_name(dtype)
-    integers = (
-        "site",
-        "half",
-        "num_sites",
-        "s_units",
-        "plane_units",
-        "num_planes",
-        "granule_units",
-    )
     return Variant(
         name=f"{element} width {width} bucket {bucket} rows {tile_rows} summed {num_summed}"
         + " add" * accumulate
@@ -243,12 +240,8 @@ def expand_variant(
             "s_ptr": "*fp32" if is_split else f"*{element}",
             "weights_ptr": f"*{element}",
             **{f"y{index}_ptr": f"*{element}" for index in range(3)},
-            "table_ptr": "*i32",
-            "header_ptr": "*i32",
-            "tiles_ptr": "*i32",
-            "segments_ptr": "*i32",
-            "scales_ptr": "*fp32",
-            **dict.fromkeys(integers, "i32"),
+            **TABLES,
+            **dict.fromkeys(INTEGERS, "i32"),
         },
         constants={
             "WIDTH": width,
@@ -262,7 +255,7 @@ def expand_variant(
             "ACCUMULATE": accumulate,
             "IS_SPLIT": is_split,
         },
-        num_warps=8 if tile_rows > 64 else 4,
+        num_warps=8 if tile_rows >= 64 else 4,
         num_stages=2,
         has_dot=bucket > 0 and dtype != torch.float32,
         max_narrow_loads=20,
@@ -272,24 +265,12 @@ def expand_variant(
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every variant that a model can launch."""
     for inputs, outputs in shape.groups:
-        for tile_rows in TILE_ROWS:
-            for accumulate in (False, True):
-                for bucket in BUCKETS[accumulate:]:
-                    yield expand_variant(
-                        inputs,
-                        bucket,
-                        tile_rows,
-                        torch.bfloat16,
-                        num_summed=len(outputs),
-                        accumulate=accumulate,
-                    )
-                    for width in sorted(set(outputs)):
-                        for is_split in (False, True)[: slab_of(inputs)[1]]:
-                            yield expand_variant(
-                                width,
-                                bucket,
-                                tile_rows,
-                                torch.bfloat16,
-                                accumulate=accumulate,
-                                is_split=is_split and bucket > 0,
-                            )
+        has_slabs = slab_of(inputs)[1] > 1
+        for tile_rows, dtype, accumulate in product(TILE_ROWS, DTYPES, (False, True)):
+            for bucket in BUCKETS[accumulate:]:
+                form = partial(expand_variant, accumulate=accumulate)
+                yield form(inputs, bucket, tile_rows, dtype, num_summed=len(outputs))
+                for width in sorted(set(outputs)):
+                    yield form(width, bucket, tile_rows, dtype)
+                    if has_slabs and bucket:
+                        yield form(width, bucket, tile_rows, dtype, is_split=True)

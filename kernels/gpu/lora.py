@@ -13,22 +13,22 @@ rows and rows of units follow trees that static shapes and the run's own units d
 T rows, D input features, O output features, G sites of a group.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from . import expand as expanding
+from . import expand_swiglu as fused
 from . import shrink as shrinking
 from . import wgrad
 from .adapters import BT, A, Adapters, alike
-from .shapes import ModelShape
-from .variants import Variant
 
 __all__ = [
     "Adapters",
-    "all_variants",
     "expand",
     "expand_input",
+    "expand_swiglu",
     "shrink",
     "shrink_gradient",
     "weight_gradients",
@@ -122,6 +122,30 @@ def expand(
         )
 
 
+def expand_swiglu(
+    s: Tensor,
+    adapters: Adapters,
+    sites: Sequence[int],
+    gate_TF: Tensor,
+    up_TF: Tensor,
+    *,
+    keep: bool,
+) -> Tensor:
+    """Add the adapters' part to gate and up, and return silu(gate) * up, [T, F].
+
+    Same bits as `expand` with `accumulate`, then `swiglu.swiglu`.
+
+    Args:
+        s: as `shrink` returns it.
+        sites: gate and up.
+        keep: write the sums to gate and up, for the backward pass. Otherwise they stay.
+    """
+    adapters.check_sites(sites, [gate_TF, up_TF], BT)
+    h_TF = torch.empty_like(gate_TF)
+    fused.launch(s, adapters, sites[0], gate_TF, up_TF, h_TF, keep=keep)
+    return h_TF
+
+
 def expand_input(
     ds: Tensor, adapters: Adapters, sites: Sequence[int], dx_TD: Tensor, *, accumulate: bool
 ) -> None:
@@ -176,9 +200,3 @@ def weight_gradients(
             sites[places[0]],
             BT,
         )
-
-
-def all_variants(shape: ModelShape) -> Iterator[Variant]:
-    """Every variant that a model can launch."""
-    for module in (shrinking, expanding, wgrad):
-        yield from module.all_variants(shape)

@@ -5,6 +5,7 @@ Forward it reads x and the A rows of a site; backward dy and its Bt rows.
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 
 import torch
 import triton
@@ -27,6 +28,7 @@ from .tiles import BUCKETS
 from .variants import UnknownVariant, Variant, type_name
 
 TILE_ROWS = (16, 64, 128)
+DTYPES = (torch.bfloat16, torch.float32)
 MAX_RANK_BLOCK = 128  # rank rows of one program: two accumulators of 256 do not fit in registers
 SLAB = 1024  # columns; the least that is summed apart
 MAX_SLABS = 8
@@ -249,9 +251,6 @@ def shrink_variant(
     element = type_name(dtype)
     slab, num_slabs = slab_of(width)
     block_r = min(bucket, MAX_RANK_BLOCK)
-    block_k = 128 if block_r <= 64 else 64
-    if dtype == torch.float32:
-        block_k //= 2
     integers = ("site", "half", "num_sites", "s_units", "granule_units")
     return Variant(
         name=f"{element} width {width} bucket {bucket} rows {tile_rows}" + " split" * is_split,
@@ -272,11 +271,11 @@ def shrink_variant(
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
             "BLOCK_R": block_r,
-            "BLOCK_K": block_k,
+            "BLOCK_K": 64 if dtype == torch.bfloat16 else 32,
             "IS_SPLIT": is_split,
         },
         num_warps=8 if tile_rows * block_r > 64 * 64 else 4,
-        num_stages=3,
+        num_stages=4,
         has_dot=dtype != torch.float32,
         max_narrow_loads=16,
     )
@@ -323,11 +322,9 @@ def check_tiles(bucket: int, tile_rows: int) -> None:
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every variant that a model can launch."""
     widths = {width for inputs, outputs in shape.groups for width in (inputs, *outputs)}
-    for bucket in BUCKETS[1:]:
-        for tile_rows in TILE_ROWS:
-            yield combine_variant(bucket, tile_rows, torch.bfloat16)
-            for width in sorted(widths):
-                for is_split in (False, True)[: slab_of(width)[1]]:
-                    yield shrink_variant(
-                        width, bucket, tile_rows, torch.bfloat16, is_split=is_split
-                    )
+    for bucket, tile_rows, dtype in product(BUCKETS[1:], TILE_ROWS, DTYPES):
+        yield combine_variant(bucket, tile_rows, dtype)
+        for width in sorted(widths):
+            yield shrink_variant(width, bucket, tile_rows, dtype, is_split=False)
+            if slab_of(width)[1] > 1:
+                yield shrink_variant(width, bucket, tile_rows, dtype, is_split=True)

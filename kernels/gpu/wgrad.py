@@ -11,6 +11,7 @@ which writes a plane that another kernel adds.
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from .records import (
     site_place,
 )
 from .shapes import ModelShape
-from .shrink import check_bucket
+from .shrink import DTYPES, check_bucket
 from .tiles import BUCKETS, ENTRY_COUNT, ENTRY_FIRST, SEGMENT_ROWS, TilePlan
 from .variants import Variant, type_name
 
@@ -322,7 +323,7 @@ def _add_planes_kernel(
     old_rank = tl.where(tl.load(entry + _ENTRY_IS_FRESH) == 0, rank, 0)
     total = tl.load(gradients_ptr + offsets, mask=offsets < old_rank * PITCH, other=0.0)
     for unit in range(first, first + count):
-        _, rows, _ = segment_rows(segments_ptr, tl.load(order_ptr + unit))
+        rows = segment_rows(segments_ptr, tl.load(order_ptr + unit))[1]
         for chunk in range(tl.cdiv(rows, CHUNK)):
             index = (unit - first_place) * num_chunks + chunk
             plane = (index * tl.num_programs(2) + local).to(tl.int64) * BUCKET * PITCH
@@ -347,7 +348,7 @@ def _variant(kernel: Any, width: int, bucket: int, dtype: torch.dtype) -> Varian
     element, is_plane = type_name(dtype), kernel is _plane_kernel
     target = "planes_ptr" if is_plane else "gradients_ptr"
     integers = ("site", "half", "num_sites", "s_units")
-    integers += ("num_chunks",) if is_plane else ("granule_units",)
+    last = "num_chunks" if is_plane else "granule_units"
     return Variant(
         name=f"{element} width {width} bucket {bucket}",
         kernel=kernel,
@@ -356,7 +357,7 @@ def _variant(kernel: Any, width: int, bucket: int, dtype: torch.dtype) -> Varian
             "v_ptr": f"*{element}",
             target: "*fp32",
             **_TABLES,
-            **dict.fromkeys(integers, "i32"),
+            **dict.fromkeys((*integers, last), "i32"),
         },
         constants={
             "WIDTH": width,
@@ -403,8 +404,8 @@ def add_planes_variant(width: int, bucket: int) -> Variant:
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every variant that a model can launch."""
     widths = {width for inputs, outputs in shape.groups for width in (inputs, *outputs)}
-    for bucket in BUCKETS[1:]:
-        for width in sorted(widths):
-            yield add_variant(width, bucket, torch.bfloat16)
-            yield plane_variant(width, bucket, torch.bfloat16)
-            yield add_planes_variant(width, bucket)
+    for bucket, width in product(BUCKETS[1:], sorted(widths)):
+        yield add_planes_variant(width, bucket)
+        for dtype in DTYPES:
+            yield add_variant(width, bucket, dtype)
+            yield plane_variant(width, bucket, dtype)

@@ -197,10 +197,7 @@ def exact_group(batch: Batch, x_TD: Tensor, dys: Sequence[Tensor | None]) -> Exa
         adapters.append(batch.oracle_adapters(site))
         weight = torch.zeros(batch.layout.shapes[site][::-1], dtype=torch.float64)
         ys.append(lora_linear(x, weight, None, counts, adapters[-1]))
-    loss = sum(
-        (y * dy.cpu().double()).sum() for y, dy in zip(ys, dys, strict=True) if dy is not None
-    )
-    assert isinstance(loss, Tensor)
-    loss.backward()
+    given = [(y, dy.cpu().double()) for y, dy in zip(ys, dys, strict=True) if dy is not None]
+    torch.autograd.backward([y for y, _ in given], [dy for _, dy in given])
     assert x.grad is not None
     return Exact([y.detach() for y in ys], x.grad, adapters)

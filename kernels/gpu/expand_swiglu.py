@@ -1,0 +1,209 @@
+"""Expand of gate and up together with what follows them, SwiGLU: gate and up are read once."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import padded
+from .adapters import BT, Adapters
+from .expand import INTEGERS, MAX_RANK_BLOCK, TABLES, add_product, arguments
+from .records import (
+    block_place,
+    bucket_tiles,
+    segment_adapter,
+    segment_rows,
+    site_place,
+    tile_record,
+)
+from .shapes import ModelShape
+from .shrink import DTYPES, TILE_ROWS, check_tiles, slab_of
+from .swiglu import gated
+from .tiles import BUCKETS
+from .variants import Variant, type_name
+
+BLOCK_O = 64  # columns of both products: with 128 their accumulators fill the registers
+
+
+def launch(
+    s: Tensor,
+    adapters: Adapters,
+    site: int,
+    gate: Tensor,
+    up: Tensor,
+    h: Tensor,
+    *,
+    keep: bool,
+) -> None:
+    """One launch for each bucket that has tiles, rows without adapter included."""
+    plan, width = adapters.plan, gate.shape[1]
+    for bucket in (0, *plan.used_buckets):
+        variant(
+            width,
+            bucket,
+            plan.tile_rows,
+            gate.dtype,
+            keep=keep and bucket > 0,
+            is_split=s.dim() == 2 and bucket > 0,
+        ).launch(
+            (-(-width // BLOCK_O), plan.num_tiles(bucket)),
+            gate_ptr=gate,
+            up_ptr=up,
+            h_ptr=h,
+            **arguments(s, adapters, site, BT),
+        )
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def _expand_swiglu_kernel(
+    s_ptr,
+    weights_ptr,
+    gate_ptr,
+    up_ptr,
+    h_ptr,
+    table_ptr,
+    header_ptr,
+    tiles_ptr,
+    segments_ptr,
+    scales_ptr,
+    site,
+    half,
+    num_sites,
+    s_units,
+    plane_units,
+    num_planes,
+    granule_units,
+    WIDTH: tl.constexpr,
+    PITCH: tl.constexpr,
+    BUCKET: tl.constexpr,
+    BUCKET_INDEX: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    KEEP: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+):
+    """gate[t] += Bt_0^T s_0[t]; up[t] += Bt_1^T s_1[t]; h[t] = silu(gate[t]) * up[t].
+
+    A program takes one tile and BLOCK_O columns. Without KEEP gate and up stay as they were. They
+    are rounded before h is computed from them, as those that are read from memory would be.
+    """
+    first_tile, num_tiles = bucket_tiles(header_ptr, BUCKET_INDEX)
+    if tl.program_id(1) >= num_tiles:
+        return
+    segment, row, rows = tile_record(tiles_ptr, first_tile + tl.program_id(1))
+    cols = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    steps = tl.arange(0, BLOCK_T)
+    places = (row + steps).to(tl.int64)[:, None] * WIDTH + cols[None, :]
+    is_in = (steps < rows)[:, None]
+    if WIDTH % BLOCK_O != 0:
+        is_in &= (cols < WIDTH)[None, :]
+    gate = tl.load(gate_ptr + places, mask=is_in, other=0.0)
+    up = tl.load(up_ptr + places, mask=is_in, other=0.0)
+    if BUCKET > 0:
+        start, rank, mask = segment_adapter(segments_ptr, segment)
+        segment_row, _, s_start = segment_rows(segments_ptr, segment)
+        s_places = s_start + (row - segment_row + steps).to(tl.int64) * BUCKET
+        scale = tl.load(scales_ptr + segment)
+        gate_place = site_place(table_ptr, mask, site, half, num_sites)
+        up_place = site_place(table_ptr, mask, site + 1, half, num_sites)
+        # Sites of a group are targeted together.
+        own_rows = tl.where(gate_place < 0, 0, rows)
+        is_own = steps < own_rows
+        plane_size = plane_units.to(tl.int64) * 16
+        gate_acc = add_product(
+            tl.zeros([BLOCK_O, BLOCK_T], tl.float32),
+            s_ptr,
+            weights_ptr + block_place(start, rank, gate_place, granule_units),
+            s_places,
+            is_own,
+            cols,
+            rank,
+            scale,
+            plane_size,
+            num_planes,
+            WIDTH,
+            PITCH,
+            BUCKET,
+            BLOCK_O,
+            BLOCK_R,
+            IS_SPLIT,
+        )
+        up_acc = add_product(
+            tl.zeros([BLOCK_O, BLOCK_T], tl.float32),
+            s_ptr + s_units.to(tl.int64) * 16,
+            weights_ptr + block_place(start, rank, up_place, granule_units),
+            s_places,
+            is_own,
+            cols,
+            rank,
+            scale,
+            plane_size,
+            num_planes,
+            WIDTH,
+            PITCH,
+            BUCKET,
+            BLOCK_O,
+            BLOCK_R,
+            IS_SPLIT,
+        )
+        element = gate_ptr.dtype.element_ty
+        gate = (tl.trans(gate_acc) + gate.to(tl.float32)).to(element)
+        up = (tl.trans(up_acc) + up.to(tl.float32)).to(element)
+        if KEEP:
+            is_changed = is_in & is_own[:, None]
+            tl.store(gate_ptr + places, gate, mask=is_changed)
+            tl.store(up_ptr + places, up, mask=is_changed)
+    h = gated(gate.to(tl.float32), up.to(tl.float32))
+    tl.store(h_ptr + places, h.to(h_ptr.dtype.element_ty), mask=is_in)
+
+
+@lru_cache(maxsize=256)
+def variant(
+    width: int, bucket: int, tile_rows: int, dtype: torch.dtype, *, keep: bool, is_split: bool
+) -> Variant:
+    """The form for `width` features; bucket 0 is SwiGLU alone."""
+    check_tiles(bucket, tile_rows)
+    element = type_name(dtype)
+    return Variant(
+        name=f"{element} width {width} bucket {bucket} rows {tile_rows}"
+        + " keep" * keep
+        + " split" * is_split,
+        kernel=_expand_swiglu_kernel,
+        types={
+            "s_ptr": "*fp32" if is_split else f"*{element}",
+            **dict.fromkeys(("weights_ptr", "gate_ptr", "up_ptr", "h_ptr"), f"*{element}"),
+            **TABLES,
+            **dict.fromkeys(INTEGERS, "i32"),
+        },
+        constants={
+            "WIDTH": width,
+            "PITCH": padded(width),
+            "BUCKET": bucket,
+            "BUCKET_INDEX": BUCKETS.index(bucket),
+            "BLOCK_T": tile_rows,
+            "BLOCK_O": BLOCK_O,
+            "BLOCK_R": min(bucket, MAX_RANK_BLOCK),
+            "KEEP": keep,
+            "IS_SPLIT": is_split,
+        },
+        num_warps=8 if tile_rows >= 64 else 4,
+        num_stages=2,
+        has_dot=bucket > 0 and dtype != torch.float32,
+        max_narrow_loads=20,
+    )
+
+
+def all_variants(shape: ModelShape) -> Iterator[Variant]:
+    """Every variant that a model can launch."""
+    width, has_slabs = shape.ffn_width, slab_of(shape.width)[1] > 1
+    for tile_rows, dtype in product(TILE_ROWS, DTYPES):
+        yield variant(width, 0, tile_rows, dtype, keep=False, is_split=False)
+        for bucket, keep in product(BUCKETS[1:], (False, True)):
+            yield variant(width, bucket, tile_rows, dtype, keep=keep, is_split=False)
+        for bucket in BUCKETS[1:] if has_slabs else ():
+            yield variant(width, bucket, tile_rows, dtype, keep=False, is_split=True)
