@@ -85,16 +85,15 @@ def step(store: AdapterStore, due: Sequence[tuple[Run, AdamParams]]) -> list[Ste
             clips[index] = params.grad_clip_norm / norm
     if ready:
         try:
-            _apply(store, ready, clips)
+            are_finite = _apply(store, ready, clips)
         except BaseException:
             for one in ready.values():
                 store.forget(one.run, one.version)
             raise
-        masters = [store.flat(one.run, MASTER) for one in ready.values()]
-        for index, norm in zip(ready, store.norms(masters), strict=True):
+        for index, is_finite in zip(ready, are_finite, strict=True):
             result = results[index]
             assert result is not None
-            results[index] = StepResult(result.grad_norm, True, isfinite(norm))
+            results[index] = StepResult(result.grad_norm, True, is_finite)
     return [result for result in results if result is not None]
 
 
@@ -110,36 +109,42 @@ def _admit(store: AdapterStore, run: Run, params: AdamParams, norm: float) -> _D
         raise Busy(f"{error}; snapshots of this or other runs hold it") from None
 
 
-def _apply(store: AdapterStore, ready: dict[int, _Due], clips: dict[int, float]) -> None:
+def _apply(store: AdapterStore, ready: dict[int, _Due], clips: dict[int, float]) -> list[bool]:
+    """Step and publish; whose weights are finite then. Waits for the device."""
     items = list(ready.values())
-    adamw_(
-        [
-            AdamTensors(
-                weight=store.writable(one.run, MASTER),
-                gradient=store.writable(one.run, one.run.gradient_plane),
-                moment1=store.writable(one.run, MOMENT1),
-                moment2=store.writable(one.run, MOMENT2),
-                step=one.run.step + 1,
-                gradient_scale=clips.get(index, 1.0),
-            )
-            for index, one in ready.items()
-        ],
-        [
-            AdamSettings(
-                learning_rate=one.params.learning_rate,
-                beta1=one.params.beta1,
-                beta2=one.params.beta2,
-                eps=one.params.eps,
-                weight_decay=one.params.weight_decay,
-            )
-            for one in items
-        ],
-    )
-    torch._foreach_copy_(
-        [store.version_flat(one.version) for one in items],
-        [store.flat(one.run, MASTER) for one in items],
-    )
+    tensors = [
+        AdamTensors(
+            weight=store.writable(one.run, MASTER),
+            gradient=store.writable(one.run, one.run.gradient_plane),
+            moment1=store.writable(one.run, MOMENT1),
+            moment2=store.writable(one.run, MOMENT2),
+            step=one.run.step + 1,
+            gradient_scale=clips.get(index, 1.0),
+        )
+        for index, one in ready.items()
+    ]
+    settings = [
+        AdamSettings(
+            learning_rate=one.params.learning_rate,
+            beta1=one.params.beta1,
+            beta2=one.params.beta2,
+            eps=one.params.eps,
+            weight_decay=one.params.weight_decay,
+        )
+        for one in items
+    ]
+    versions = [store.version_flat(one.version) for one in items]
+    if store.uses_triton:
+        from ...kernels.gpu import optimizer as gpu  # needs Triton
+
+        flags = gpu.adamw_(tensors, versions, settings)
+    else:
+        adamw_(tensors, settings)
+        torch._foreach_copy_(versions, [each.weight for each in tensors])
     for one in items:
         store.publish(one.run, one.version)
         one.run.step += 1
         one.run.has_gradient = False
+    if store.uses_triton:
+        return [flag == 1 for flag in flags.tolist()]
+    return [isfinite(norm) for norm in store.norms([each.weight for each in tensors])]

@@ -1,13 +1,12 @@
 """Norms and AdamW steps of many adapters at once, whose states lie in one flat tensor.
 
-A *range* is adjacent elements of that tensor. Each is cut, from its own start, into pieces of
-`PIECE` elements, one program each, so that what is computed for it depends on the range alone.
-Places and sizes are counted in units of `UNIT` elements: the compiler then knows that all accesses
-can be of 16 bytes. Nothing is combined by atomics.
+A *range* is adjacent elements of that tensor, given as a view. It is cut, from its own start, into
+pieces of `PIECE` elements, one program each, so that what is computed for it depends on nothing
+else. Places and sizes reach the kernels in units of `UNIT` elements: the compiler then knows that
+accesses can be of 16 bytes. Nothing is combined by atomics.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
 
@@ -18,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..adam import AdamSettings
+from ..adam import AdamSettings, AdamTensors
 from .shapes import ModelShape
 from .variants import Variant, type_name
 
@@ -38,23 +37,10 @@ STEP_SIZE, DECAY, BETA1, REST1, BETA2, REST2, CORRECTION2, EPS, GRADIENT_SCALE =
 SHARED_WIDTH = tl.constexpr(9)
 
 Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class AdamRange:
-    """Where the parts of one adapter start, in elements, and its step."""
-
-    weight: int  # in the state
-    gradient: int
-    moment1: int
-    moment2: int
-    version: int  # of the new compute weights, in their own tensor
-    size: int
-    step: int  # the number of this step, from 1
-    gradient_scale: float = 1.0  # the gradient is multiplied by it first
-
-
-def norms(flat: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
+def norms(flats: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of each range, [R] float32, on the device.
 
     It is NaN when an element is, and infinite when an element is or when the sum of the squares
@@ -65,28 +51,32 @@ def norms(flat: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
     depends on the size of the range alone. Two launches, however many ranges there are.
 
     Args:
-        flat: float32, contiguous.
-        starts, sizes: of each range, in elements, multiples of 16.
+        flats: float32 views of one tensor, at least one, [elements] each; places and sizes are
+            multiples of `UNIT`.
 
     Raises:
-        ValueError: another type or layout.
+        ValueError: others.
     """
-    _check(flat, torch.float32)
-    records, owners = _records(sizes, starts)
-    found = torch.empty(len(records), dtype=torch.float32, device=flat.device)
-    partials = torch.empty(len(owners), dtype=torch.float32, device=flat.device)
-    records_, owners_ = _upload([records, owners], flat.device)
+    records, owners = _records([_units(flats)])
+    device = flats[0].device
+    found = torch.empty(len(flats), dtype=torch.float32, device=device)
+    partials = torch.empty(len(owners), dtype=torch.float32, device=device)
+    records_, owners_ = _upload([records, owners], device)
     _partials_variant().launch(
-        (len(owners),), x_ptr=flat, records_ptr=records_, owners_ptr=owners_, partials_ptr=partials
+        (len(owners),),
+        x_ptr=_whole(flats[0]),
+        records_ptr=records_,
+        owners_ptr=owners_,
+        partials_ptr=partials,
     )
     _norms_variant().launch(
-        (len(records),), partials_ptr=partials, records_ptr=records_, norms_ptr=found
+        (len(flats),), partials_ptr=partials, records_ptr=records_, norms_ptr=found
     )
     return found
 
 
 def adamw_(
-    state: Tensor, weights: Tensor, ranges: Sequence[AdamRange], settings: Sequence[AdamSettings]
+    items: Sequence[AdamTensors], versions: Sequence[Tensor], settings: Sequence[AdamSettings]
 ) -> Tensor:
     """Step every adapter in place and write its new compute weights; one launch.
 
@@ -96,16 +86,17 @@ def adamw_(
         version = p, rounded to the nearest even of its type
 
     All in float32; what is the same for a whole adapter is computed in float64 and rounded once.
-    The gradient is only read. All memory is taken before the first write.
+    Gradients are only read. All memory is taken before the first write.
 
     Args:
-        state: float32, flat, contiguous: weights, gradients and moments.
-        weights: of any shape, contiguous, bfloat16 or float32.
-        ranges: places and sizes are multiples of 16; what they write does not overlap.
+        items: the adapters, at least one: views of one tensor as for `norms`. What is written does
+            not overlap.
+        versions: views of another tensor in the same way, bfloat16 or float32.
         settings: of each.
 
     Returns:
-        Whether all new weights and their rounded version are finite, [R] bool, on the device.
+        1 where all new weights and their rounded version are finite, else 0; [R] int32, on the
+        device.
 
     Raises:
         ValueError: another type or layout.
@@ -113,34 +104,28 @@ def adamw_(
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2. The
     oracle is `reference.adamw`.
     """
-    _check(state, torch.float32)
-    _check(weights, weights.dtype)
-    variant = _adamw_variant(weights.dtype)
-    records, owners = _records(
-        [one.size for one in ranges],
-        [one.weight for one in ranges],
-        [one.gradient for one in ranges],
-        [one.moment1 for one in ranges],
-        [one.moment2 for one in ranges],
-        [one.version for one in ranges],
-    )
-    rows = [_shared(one, chosen) for one, chosen in zip(ranges, settings, strict=True)]
+    variant = _adamw_variant(versions[0].dtype)
+    parts = [(one.weight, one.gradient, one.moment1, one.moment2) for one in items]
+    state = _units([part for each in parts for part in each])
+    places = [state[column::4] for column in range(4)]
+    records, owners = _records([*places, _units(versions, versions[0].dtype)])
+    rows = [_shared(one, chosen) for one, chosen in zip(items, settings, strict=True)]
     with np.errstate(over="ignore"):
         shared = np.array(rows, np.float64).astype(np.float32)
-    is_broken = np.zeros(len(ranges), np.int32)
-    records_, owners_, shared_, is_broken_ = _upload(
-        [records, owners, shared.view(np.int32), is_broken], state.device
+    is_finite = np.ones(len(items), np.int32)
+    records_, owners_, shared_, is_finite_ = _upload(
+        [records, owners, shared.view(np.int32), is_finite], versions[0].device
     )
     variant.launch(
         (len(owners),),
-        state_ptr=state,
-        weights_ptr=weights,
+        state_ptr=_whole(items[0].weight),
+        weights_ptr=_whole(versions[0]),
         records_ptr=records_,
         owners_ptr=owners_,
         shared_ptr=shared_.view(torch.float32),
-        is_broken_ptr=is_broken_,
+        is_finite_ptr=is_finite_,
     )
-    return is_broken_ == 0
+    return is_finite_
 
 
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
@@ -194,7 +179,7 @@ def _adamw_kernel(
     records_ptr,
     owners_ptr,
     shared_ptr,
-    is_broken_ptr,
+    is_finite_ptr,
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
     PIECE: tl.constexpr,
@@ -220,7 +205,7 @@ def _adamw_kernel(
     moment2_ptr = state_ptr + tl.load(record_ptr + MOMENT2).to(tl.int64) * UNIT + first
     version_ptr = weights_ptr + tl.load(record_ptr + VERSION).to(tl.int64) * UNIT + first
     lanes = tl.arange(0, BLOCK)
-    broken = tl.zeros([BLOCK], tl.int32)
+    is_finite = tl.full([BLOCK], 1, tl.int32)
     for start in range(0, PIECE, BLOCK):
         offsets = start + lanes
         mask = offsets < size
@@ -237,10 +222,10 @@ def _adamw_kernel(
         tl.store(moment2_ptr + offsets, moment2, mask=mask)
         tl.store(weight_ptr + offsets, weight, mask=mask)
         tl.store(version_ptr + offsets, version, mask=mask)
-        is_finite = tl.abs(version.to(tl.float32)) < float("inf")  # then weight is, too
-        broken = tl.where(mask & (is_finite == 0), 1, broken)
-    # Programs of one adapter that find something all write the same.
-    tl.store(is_broken_ptr + owner, 1, mask=tl.max(broken, 0) > 0)
+        finite = tl.abs(version.to(tl.float32)) < float("inf")  # then weight is, too
+        is_finite = tl.where(mask & (finite == 0), 0, is_finite)
+    # Several programs of one adapter may write this; all write the same.
+    tl.store(is_finite_ptr + owner, 0, mask=tl.min(is_finite, 0) == 0)
 
 
 @lru_cache
@@ -283,7 +268,7 @@ def _adamw_variant(dtype: torch.dtype) -> Variant:
             "records_ptr": "*i32",
             "owners_ptr": "*i32",
             "shared_ptr": "*fp32",
-            "is_broken_ptr": "*i32",
+            "is_finite_ptr": "*i32",
         },
         constants={"UNIT": UNIT, "BLOCK": BLOCK, "PIECE": PIECE},
         num_warps=8,
@@ -291,7 +276,7 @@ def _adamw_variant(dtype: torch.dtype) -> Variant:
     )
 
 
-def _shared(one: AdamRange, settings: AdamSettings) -> tuple[float, ...]:
+def _shared(one: AdamTensors, settings: AdamSettings) -> tuple[float, ...]:
     """The numbers that an adapter's elements share, in the order of their columns."""
     rate, beta1, beta2 = settings.learning_rate, settings.beta1, settings.beta2
     return (
@@ -307,20 +292,36 @@ def _shared(one: AdamRange, settings: AdamSettings) -> tuple[float, ...]:
     )
 
 
-def _records(sizes: Sequence[int], *starts: Sequence[int]) -> tuple[Int32s, Int32s]:
-    """A record for each range, and the owner of each program."""
-    places = np.array([sizes, *starts], np.int64)
-    if (places % UNIT).any():
-        raise ValueError(f"a range does not start and end at multiples of {UNIT} elements")
-    units = places // UNIT
-    if units.max(initial=0) >= 1 << 31:
-        raise ValueError(f"a range starts beyond {UNIT << 31} elements")
-    num_programs = -(-places[0] // PIECE)
-    records = np.zeros((len(sizes), 8), np.int32)
-    records[:, : len(units)] = units.T
-    records[:, -2] = np.cumsum(num_programs) - num_programs
-    records[:, -1] = num_programs
+def _units(flats: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Int64s:
+    """Place in its storage and size of each view, in units, [views, 2]."""
+    storages = {flat.untyped_storage().data_ptr() for flat in flats}
+    if len(storages) > 1 or any(flat.dtype != dtype or flat.stride() != (1,) for flat in flats):
+        raise ValueError(f"not flat views of one tensor of {dtype}")
+    elements = np.array([(flat.storage_offset(), flat.numel()) for flat in flats], np.int64)
+    if (elements % UNIT).any():
+        raise ValueError(f"a view does not start and end at multiples of {UNIT} elements")
+    return elements // UNIT
+
+
+def _records(views: Sequence[Int64s]) -> tuple[Int32s, Int32s]:
+    """A record for each range, of views of equal size, and the owner of each program."""
+    sizes = views[0][:, 1]
+    columns = [sizes, *(view[:, 0] for view in views)]
+    if any((view[:, 1] != sizes).any() for view in views):
+        raise ValueError("views of one adapter differ in size")
+    if max(column.max() for column in columns) >= 1 << 31:
+        raise ValueError(f"a view starts beyond {UNIT << 31} elements")
+    num_programs = -(-sizes * UNIT // PIECE)
+    records = np.zeros((len(sizes), RECORD_WIDTH.value), np.int32)
+    records[:, : len(columns)] = np.stack(columns, axis=1)
+    records[:, FIRST_PROGRAM.value] = np.cumsum(num_programs) - num_programs
+    records[:, NUM_PROGRAMS.value] = num_programs
     return records, np.repeat(np.arange(len(sizes), dtype=np.int32), num_programs)
+
+
+def _whole(view: Tensor) -> Tensor:
+    """The tensor that it is a view of, from its first element on."""
+    return view.as_strided((1,), (1,), 0)
 
 
 def _upload(arrays: Sequence[Int32s], device: torch.device) -> list[Tensor]:
@@ -332,8 +333,3 @@ def _upload(arrays: Sequence[Int32s], device: torch.device) -> list[Tensor]:
         host[start : start + array.size] = array.reshape(-1)
     both = torch.from_numpy(host).to(device, copy=True)
     return [both[start : start + array.size] for start, array in zip(starts, arrays, strict=True)]
-
-
-def _check(tensor: Tensor, dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype or not tensor.is_contiguous():
-        raise ValueError(f"expected a contiguous tensor of {dtype}, not {tensor.dtype}")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from weft.kernels.adam import AdamSettings
+from weft.kernels.adam import AdamSettings, AdamTensors
 from weft.kernels.gpu import optimizer
-from weft.kernels.gpu.optimizer import PIECE, AdamRange, adamw_, norms
+from weft.kernels.gpu.optimizer import PIECE, adamw_, norms
 from weft.kernels.gpu.variants import UnknownVariant, Variant
 from weft.kernels.reference import AdamState, adamw
 
@@ -30,13 +30,15 @@ class Case:
 
     state: Tensor
     weights: Tensor
-    ranges: list[AdamRange]
+    items: list[AdamTensors]
+    versions: list[Tensor]
 
     def part(self, name: str, index: int) -> Tensor:
-        """A range of one plane, on the host."""
-        one = self.ranges[index]
-        flat = self.weights if name == "version" else self.state
-        return flat[getattr(one, name) :][: one.size].cpu()
+        """What an adapter has, on the host."""
+        part: Tensor = (
+            self.versions[index] if name == "version" else getattr(self.items[index], name)
+        )
+        return part.cpu()
 
 
 def make_case(
@@ -44,27 +46,25 @@ def make_case(
 ) -> Case:
     """Adapters with these indices side by side; the numbers of each depend on its index alone."""
     total = sum(SIZES[index] + 32 for index in members)
-    state = torch.full((4 * total,), float("nan"))
-    ranges, start = [], 16
+    state = torch.full((4, total), float("nan"), device=device)
+    weights = torch.full((total,), float("nan"), dtype=dtype, device=device)
+    case, start = Case(state, weights, [], []), 16
     for index in members:
-        generator = torch.Generator().manual_seed(index)
-        size = SIZES[index]
-        places = [plane * total + start for plane in range(4)]
-        for plane, place in enumerate(places):
-            values = torch.randn(size, generator=generator)
-            state[place : place + size] = values.square() if plane == 3 else values
-        weight, gradient, moment1, moment2 = places
-        ranges.append(
-            AdamRange(weight, gradient, moment1, moment2, start, size, STEPS[index], SCALES[index])
+        size, generator = SIZES[index], torch.Generator().manual_seed(index)
+        values = torch.randn(4, size, generator=generator)
+        values[3].square_()
+        weight, gradient, moment1, moment2 = state[:, start : start + size].copy_(values)
+        case.items.append(
+            AdamTensors(weight, gradient, moment1, moment2, STEPS[index], SCALES[index])
         )
+        case.versions.append(weights[start : start + size])
         start += size + 32
-    weights = torch.full((total,), float("nan"), dtype=dtype)
-    return Case(state.to(device), weights.to(device), ranges)
+    return case
 
 
-def take_step(case: Case, members: tuple[int, ...]) -> list[bool]:
+def take_step(case: Case, members: tuple[int, ...]) -> list[int]:
     settings = [SETTINGS[index] for index in members]
-    is_finite: list[bool] = adamw_(case.state, case.weights, case.ranges, settings).tolist()
+    is_finite: list[int] = adamw_(case.items, case.versions, settings).tolist()
     return is_finite
 
 
@@ -85,7 +85,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_every_adapter_steps_by_its_own_numbers(device: torch.device, dtype: torch.dtype) -> None:
     members = (0, 1, 2, 3)
     case, before = (make_case(device, members, dtype) for _ in range(2))
-    assert take_step(case, members) == [True] * 4
+    assert take_step(case, members) == [1] * 4
     for index in members:
         old = [before.part(name, index) for name in ("weight", "gradient", "moment1", "moment2")]
         gradient = old[1].double() * SCALES[index]
@@ -93,7 +93,7 @@ def test_every_adapter_steps_by_its_own_numbers(device: torch.device, dtype: tor
         settings = SETTINGS[index]
         fields = {name: getattr(settings, name) for name in AdamSettings.__slots__}
         expected = adamw(state, gradient, **fields)
-        # Six float32 roundings a result, numbers of order 1; step 700 amplifies none of them.
+        # Numbers of order 1 after at most ten float32 roundings, each within 6e-8.
         for name in ("weight", "moment1", "moment2"):
             found = case.part(name, index).double()
             torch.testing.assert_close(found, getattr(expected, name), rtol=1e-6, atol=1e-6)
@@ -122,15 +122,11 @@ def test_nothing_but_the_ranges_is_touched_and_gradients_are_only_read(
 
 def test_bits_of_an_adapter_do_not_depend_on_its_neighbours(device: torch.device) -> None:
     together = make_case(device, (3, 2, 0, 1))
-    starts, sizes = [r.gradient for r in together.ranges], [r.size for r in together.ranges]
-    all_norms = norms(together.state, starts, sizes).cpu()
+    all_norms = norms([item.gradient for item in together.items])
     take_step(together, (3, 2, 0, 1))
     for place, index in enumerate((3, 2, 0)):
         alone = make_case(device, (index,))
-        one = alone.ranges[0]
-        assert torch.equal(
-            norms(alone.state, [one.gradient], [one.size]).cpu()[0], all_norms[place]
-        )
+        assert torch.equal(norms([alone.items[0].gradient])[0], all_norms[place])
         take_step(alone, (index,))
         for name in ("weight", "moment1", "moment2", "version"):
             assert torch.equal(alone.part(name, 0), together.part(name, place))
@@ -140,28 +136,26 @@ def test_bits_of_an_adapter_do_not_depend_on_its_neighbours(device: torch.device
 def test_a_broken_neighbour_is_told_of_and_harms_nobody(device: torch.device, value: float) -> None:
     members = (1, 0, 2)
     case, clean = (make_case(device, members) for _ in range(2))
-    case.state[case.ranges[0].gradient + PIECE + 5] = value
-    case.state[case.ranges[1].weight + 3] = 3.4e38  # finite, but not in bfloat16
-    assert take_step(case, members) == [False, False, True]
-    assert take_step(clean, members) == [True, True, True]
+    case.items[0].gradient[PIECE + 5] = value
+    case.items[1].weight[3] = 3.4e38  # finite, but not in bfloat16
+    assert take_step(case, members) == [0, 0, 1]
+    assert take_step(clean, members) == [1, 1, 1]
     assert torch.equal(case.part("weight", 2), clean.part("weight", 2))
 
 
 def test_a_rate_beyond_float32_breaks_its_own_adapter(device: torch.device) -> None:
     case = make_case(device, (0, 0))
     wild = AdamSettings(learning_rate=1e30, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=1e30)
-    assert adamw_(case.state, case.weights, case.ranges, [SETTINGS[0], wild]).tolist() == [
-        True,
-        False,
-    ]
+    assert adamw_(case.items, case.versions, [SETTINGS[0], wild]).tolist() == [1, 0]
 
 
 def test_norms_equal_the_oracle_over_empty_small_and_large_ranges(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     flat = torch.randn(5 * PIECE, generator=generator)
-    starts, sizes = [32, 0, PIECE, 16], [16, 0, 3 * PIECE + 48, 4096]
-    found = norms(flat.to(device), starts, sizes).cpu().double()
-    expected = [flat[a : a + n].double().norm() for a, n in zip(starts, sizes, strict=True)]
+    places = ((32, 48), (0, 0), (PIECE, 4 * PIECE + 48), (16, 4112))
+    flat_ = flat.to(device)
+    found = norms([flat_[first:last] for first, last in places]).cpu().double()
+    expected = [flat[first:last].double().norm() for first, last in places]
     # A square passes through at most 20 float32 additions, each within 6e-8, and the root halves it.
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-6, atol=0)
 
@@ -186,7 +180,7 @@ def test_a_norm_is_finite_unless_an_element_or_the_sum_is_not(
     flat = torch.zeros(3 * PIECE, device=device)
     flat[2 * PIECE + 100] = value
     flat[0] = 1e19
-    bad, good = norms(flat, [PIECE, 0], [2 * PIECE, PIECE]).tolist()
+    bad, good = norms([flat[PIECE:], flat[:PIECE]]).tolist()
     assert not bad < float("inf")
     assert good == pytest.approx(1e19, rel=1e-6)
 
@@ -196,24 +190,24 @@ def test_launches_do_not_grow_with_the_number_of_adapters(
 ) -> None:
     names = counted(monkeypatch)
     case = make_case(device, (0,) * 64)
-    norms(case.state, [r.gradient for r in case.ranges], [r.size for r in case.ranges])
+    norms([item.gradient for item in case.items])
     take_step(case, (0,) * 64)
     assert names == ["norm partials fp32", "norms fp32", "adamw bf16"]
 
 
-def test_no_adapter_is_no_work(device: torch.device) -> None:
-    flat = torch.zeros(16, device=device)
-    assert norms(flat, [], []).tolist() == []
-    assert adamw_(flat, flat.clone(), [], []).tolist() == []
-
-
-def test_what_would_not_be_read_in_wide_words_is_refused(device: torch.device) -> None:
+def test_what_could_not_be_read_in_wide_words_is_refused(device: torch.device) -> None:
     flat = torch.zeros(64, device=device)
-    with pytest.raises(ValueError, match="multiples of 16"):
-        norms(flat, [8], [16])
-    with pytest.raises(ValueError, match="multiples of 16"):
-        norms(flat, [16], [17])
-    with pytest.raises(ValueError, match="contiguous"):
-        norms(flat[::2], [0], [16])
+    for view in (flat[8:24], flat[:17]):
+        with pytest.raises(ValueError, match="multiples of 16"):
+            norms([view])
+    for views in ([flat[::2]], [flat[:16], flat[:16].clone()], [flat.half()]):
+        with pytest.raises(ValueError, match="not flat views of one tensor"):
+            norms(views)
+
+
+def test_an_unknown_type_of_weights_and_unequal_sizes_are_refused(device: torch.device) -> None:
+    case = make_case(device, (0, 3))
     with pytest.raises(UnknownVariant, match="float16"):
-        adamw_(flat, flat.half(), [], [])
+        adamw_(case.items, [version.half() for version in case.versions], SETTINGS[:2])
+    with pytest.raises(ValueError, match="differ in size"):
+        adamw_(case.items, case.versions[::-1], SETTINGS[:2])
