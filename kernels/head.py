@@ -16,8 +16,7 @@ def target_logprobs_(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
     of log_softmax and exp: 28 ms instead of 43 for 256 rows of 151,936 (one thread).
     """
     target_logits_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
-    top_C, peak_C = _normalise_(logits_CV)
-    return target_logits_C - top_C + peak_C
+    return logprobs(target_logits_C, *_normalise_(logits_CV))
 
 
 def many_target_logprobs_(
@@ -27,15 +26,25 @@ def many_target_logprobs_(
     target_logits_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
     logits_M = logits_CV[rows_M, targets_M]
     top_C, peak_C = _normalise_(logits_CV)
-    logprobs_M = logits_M - top_C.index_select(0, rows_M) + peak_C.index_select(0, rows_M)
-    return target_logits_C - top_C + peak_C, logprobs_M
+    logprobs_M = logprobs(logits_M, top_C.index_select(0, rows_M), peak_C.index_select(0, rows_M))
+    return logprobs(target_logits_C, top_C, peak_C), logprobs_M
 
 
 def pair_logprobs_(logits_CV: Tensor, rows_M: Tensor, targets_M: Tensor) -> Tensor:
     """The same for any pairs of a row and a target, [M] float32."""
     logits_M = logits_CV[rows_M, targets_M]
     top_C, peak_C = _normalise_(logits_CV)
-    return logits_M - top_C.index_select(0, rows_M) + peak_C.index_select(0, rows_M)
+    return logprobs(logits_M, top_C.index_select(0, rows_M), peak_C.index_select(0, rows_M))
+
+
+def logit_bounds(logits_CV: Tensor, probabilities_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and log of its probability: what `logprobs` needs of a row."""
+    return logits_CV.amax(1), probabilities_CV.amax(1).log_()
+
+
+def logprobs(logits: Tensor, top: Tensor, peak: Tensor) -> Tensor:
+    """Log-probabilities of tokens with these logits; the only formula, so that all agree bitwise."""
+    return logits - top + peak
 
 
 def _normalise_(logits_CV: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ Int64s = npt.NDArray[np.int64]
 RANK_BUCKETS = np.array([8, 16, 32, 64, 128, 256])
 HEAD_FAMILY = 4  # bit of the targets that sit behind the final hidden state, not in a layer
 EXACT_LENGTH = 512  # rows from which on a segment is never padded
+ROW_TILE = 16  # rows that have the same bits in any number of tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,9 @@ def build_plan(
         targets: target mask of each, 0 for none.
         adapters: a number for each segment's adapter; segments with the same one share its entry.
             Default: none do.
-        is_deterministic: always pad to the length class, so that the shape of a segment's matmuls
-            depends on its own length alone. Otherwise segments of equal length are not padded.
+        is_deterministic: always pad to the length class, and that to whole row tiles: the shape of
+            a segment's matmuls depends on its own length alone, and the bits of a row not even on
+            that. Otherwise segments of equal length are not padded.
         is_fine: pad to multiples of 16 at every length, for where a padded row costs a lot.
     """
     counts = np.asarray(row_counts, np.int64)
@@ -125,6 +127,8 @@ def build_plan(
     stacks: list[Stack] = []
     blocks: list[Block] = []
     classes = length_class(counts, is_fine)
+    if is_deterministic:
+        classes += -classes % ROW_TILE
     for stack, parts in _group(ranks_, np.asarray(targets), classes, adapters):
         for part in parts:
             lengths = counts[part.segments]

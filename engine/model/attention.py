@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .attention_form import AttentionForm, attend_formed
 from .causal import attend_causal
+from .exact_attention import ROWS
 
 
 class Attention(Protocol):
@@ -45,15 +46,23 @@ class PackedAttention:
     Args:
         cu_seqlens: bounds [N + 1], from 0, non-decreasing. Rows beyond the last bound are padding
             of the batch: their output and gradient are zero.
+        is_deterministic: on a CPU a row's output has the bits that decoding gives it, too.
     """
 
-    def __init__(self, cu_seqlens: npt.ArrayLike, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        cu_seqlens: npt.ArrayLike,
+        device: torch.device | str = "cpu",
+        *,
+        is_deterministic: bool = False,
+    ) -> None:
         bounds = np.asarray(cu_seqlens, dtype=np.int64)
         if bounds.ndim != 1 or not bounds.size or bounds[0] or (np.diff(bounds) < 0).any():
             raise ValueError("cu_seqlens is not a list of bounds from 0 that never decrease")
         self._bounds = bounds
         self._device = device
-        self._classes = _classes(bounds)
+        self._is_exact = is_deterministic and torch.device(device).type == "cpu"
+        self._classes = _classes(bounds, ROWS if self._is_exact else 1)
         self._layouts: dict[tuple[int, int], _Layout] = {}
 
     def attend(
@@ -74,7 +83,7 @@ class PackedAttention:
         k_parts = _Gather.apply(k_TGK, kv_layout)  # type: ignore[no-untyped-call]
         v_parts = _Gather.apply(v_TGK, kv_layout)  # type: ignore[no-untyped-call]
         mixed = [
-            _attend_class(q_CMK, k_CLK, v_CLK, form)
+            _attend_class(q_CMK, k_CLK, v_CLK, form, self._is_exact)
             for q_CMK, k_CLK, v_CLK in zip(q_parts, k_parts, v_parts, strict=True)
         ]
         out: Tensor = _Scatter.apply(layout, q_THK, *mixed)  # type: ignore[no-untyped-call]
@@ -88,13 +97,13 @@ class PackedAttention:
 
 
 def _attend_class(
-    q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor, form: AttentionForm | None
+    q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor, form: AttentionForm | None, is_exact: bool
 ) -> Tensor:
     if form is None:
-        return attend_causal(q_CMK, k_CLK, v_CLK)
+        return attend_causal(q_CMK, k_CLK, v_CLK, is_exact)
     length = k_CLK.shape[1]
     if form.is_plain(length):
-        return attend_causal(form.scaled(q_CMK), k_CLK, v_CLK)
+        return attend_causal(form.scaled(q_CMK), k_CLK, v_CLK, is_exact)
     last_1L = torch.arange(length, device=k_CLK.device)[None]
     return attend_formed(q_CMK, k_CLK, v_CLK, last_1L, form)
 
@@ -125,9 +134,9 @@ class _Layout:
     pads: Tensor  # places that hold a repeated last token
 
 
-def _classes(bounds: npt.NDArray[np.int64]) -> list[_Class]:
+def _classes(bounds: npt.NDArray[np.int64], multiple: int) -> list[_Class]:
     lengths = np.diff(bounds)
-    padded = length_class(lengths)
+    padded = -(-length_class(lengths) // multiple) * multiple
     return [
         _Class(int(length), bounds[:-1][padded == length], lengths[padded == length])
         for length in np.unique(padded[lengths > 0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .exact_attention import mix, product
 from .linear import can_use_onednn
 
 _MAX_KEPT = 256  # longer sequences compute their probabilities again for backward
@@ -20,13 +21,16 @@ _MIN_ONEDNN = 2**21  # multiplications; smaller products are quicker in one call
 # 62 against 3.2, 8 and 28. Blocks of 64 up to length 128 and of 128 above were best or within 6 %.
 
 
-def attend_causal(q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor) -> Tensor:
+def attend_causal(q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor, is_exact: bool = False) -> Tensor:
     """Return softmax(K ** -0.5 q k^T) v, [C, M, K], each query seeing keys up to its own token.
 
-    Differentiable. No bit of one key head depends on the others.
+    Differentiable. No bit of one key head depends on the others. With `is_exact`, on a CPU, those
+    of a query do not depend on L either, a multiple of 16 then; see `exact_attention`.
     """
     if q_CMK.device.type == "cpu":
-        mixed: Tensor = _Blocked.apply(q_CMK, k_CLK, v_CLK)  # type: ignore[no-untyped-call]
+        mixed: Tensor = _Blocked.apply(  # type: ignore[no-untyped-call]
+            q_CMK, k_CLK, v_CLK, is_exact
+        )
         return mixed
     num_kv_heads, length, head_dim = k_CLK.shape
     q_CRLK = q_CMK.view(num_kv_heads, length, -1, head_dim).transpose(1, 2)
@@ -44,25 +48,29 @@ class _Blocked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor) -> Tensor:
+    def forward(ctx: Any, q_CMK: Tensor, k_CLK: Tensor, v_CLK: Tensor, is_exact: bool) -> Tensor:
         out_CMK = torch.empty_like(q_CMK)
         kept = []
         for block in _blocks(q_CMK, k_CLK):
-            weights = _weights(q_CMK, k_CLK, block)
-            _product(weights, v_CLK[:, : block.stop], out_CMK[:, block.rows])
+            weights, seen = _weights(q_CMK, k_CLK, block, is_exact), slice(block.stop)
+            if is_exact:
+                out_CMK[:, block.rows] = mix(weights, v_CLK[:, seen])
+            else:
+                _product(weights, v_CLK[:, seen], out_CMK[:, block.rows])
             if k_CLK.shape[1] <= _MAX_KEPT:
                 kept.append(weights)
+        ctx.is_exact = is_exact
         ctx.save_for_backward(q_CMK, k_CLK, v_CLK, *kept)
         return out_CMK
 
     @staticmethod
-    def backward(ctx: Any, dout_CMK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, dout_CMK: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_CMK, k_CLK, v_CLK, *kept = ctx.saved_tensors
         dq_CMK, dk_CLK, dv_CLK = (torch.empty_like(x) for x in (q_CMK, k_CLK, v_CLK))
         scale, is_first = q_CMK.shape[-1] ** -0.5, True
         # The last block sees every key: it goes first, and the others add to what it wrote.
         for block in reversed(_blocks(q_CMK, k_CLK)):
-            weights = kept.pop() if kept else _weights(q_CMK, k_CLK, block)
+            weights = kept.pop() if kept else _weights(q_CMK, k_CLK, block, ctx.is_exact)
             seen, dout = slice(block.stop), dout_CMK[:, block.rows]
             _product(weights.transpose(1, 2), dout, dv_CLK[:, seen], not is_first)
             dweights = _product(dout, v_CLK[:, seen].transpose(1, 2))
@@ -72,7 +80,7 @@ class _Blocked(torch.autograd.Function):
             rows = q_CMK[:, block.rows]
             _product(dscores.transpose(1, 2), rows, dk_CLK[:, seen], not is_first)
             is_first = False
-        return dq_CMK, dk_CLK, dv_CLK
+        return dq_CMK, dk_CLK, dv_CLK, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +101,10 @@ def _blocks(q_CMK: Tensor, k_CLK: Tensor) -> list[_Block]:
     return [_Block(start, min(start + size, length), repeats) for start in range(0, length, size)]
 
 
-def _weights(q_CMK: Tensor, k_CLK: Tensor, block: _Block) -> Tensor:
+def _weights(q_CMK: Tensor, k_CLK: Tensor, block: _Block, is_exact: bool) -> Tensor:
     """Probabilities of the keys a block of queries sees."""
-    scores = _product(q_CMK[:, block.rows], k_CLK[:, : block.stop].transpose(1, 2))
+    multiply = product if is_exact else _product
+    scores = multiply(q_CMK[:, block.rows], k_CLK[:, : block.stop].transpose(1, 2))
     scores.mul_(q_CMK.shape[-1] ** -0.5)
     size = block.stop - block.start
     later = torch.full((size, size), float("-inf"), dtype=scores.dtype).triu_(1)

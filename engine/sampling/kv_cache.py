@@ -4,6 +4,7 @@ T rows of a step, H query heads, G key and value heads, K head width, N sequence
 Q query rows of the longest of its class, P pages of its class, S tokens of a page.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..model.attention_form import AttentionForm, attend_formed
 from ..model.base import ModelFacts
+from ..model.exact_attention import ROWS, attend_exactly
 from .pages import Copy, pages_for
 
 # Pages are gathered this many bytes at a time. On a CPU attention then reads them from its cache:
@@ -91,7 +93,8 @@ class _Bucket:
     num_queries: int  # Q
     query_rows: Tensor  # [N * Q] rows of the step; the sequence's last row where it has fewer
     page_rows: Tensor  # [2 * N * G * P] rows of one layer's storage seen as [.., S * K]
-    mask: Tensor | None  # [N, 1, Q, P * S] bool; None: causal from the first token on
+    mask: Tensor | None  # [N, 1, Q, P * S] bool; None: causal from the first token on, or `later`
+    later: Tensor | None  # [N, Q, P * S] bool, keys not seen; in deterministic mode only
     last: np.ndarray  # [N, Q] the last key each query sees
     kept: Tensor | None  # indices into query_rows that are results; None: all of them
 
@@ -112,7 +115,8 @@ class PagedAttention:
         fresh: new rows of each sequence, at least 1, [N]; the step's rows are the sequences' in
             this order.
         padding: rows after those, that belong to nobody; their result is zero.
-        is_deterministic: the bits of a sequence must not depend on how many others there are.
+        is_deterministic: on a CPU, the bits of a row must depend neither on other sequences nor on
+            how its own came into the pages; those that `PackedAttention` gives it.
     """
 
     def __init__(
@@ -176,9 +180,9 @@ class PagedAttention:
         k_NGLK, v_NGLK = pages.view(2, N, G, -1, K)
         q_NQHK = q_THK.index_select(0, bucket.query_rows).view(N, Q, H, K)
         if form is None:
-            out = _plain(q_NQHK, k_NGLK, v_NGLK, bucket.mask, self._is_exact)
+            out = _plain(q_NQHK, k_NGLK, v_NGLK, bucket)
         elif form.is_plain(k_NGLK.shape[2]):
-            out = _plain(form.scaled(q_NQHK), k_NGLK, v_NGLK, bucket.mask, self._is_exact)
+            out = _plain(form.scaled(q_NQHK), k_NGLK, v_NGLK, bucket)
         else:
             if place not in self._last_CQ:
                 last_CQ = torch.from_numpy(np.repeat(bucket.last, G, axis=0))
@@ -199,6 +203,8 @@ class PagedAttention:
         for sequence, (old, new) in enumerate(lengths):
             queries = 1 if new == 1 else length_class(pages_for(new, size)) * size
             pages = length_class(pages_for(old + new, size))
+            if self._is_exact:  # whole sixteens of keys
+                pages += -pages % (ROWS // math.gcd(ROWS, size))
             classes.setdefault((queries, pages, old == 0 and new > 1), []).append(sequence)
         buckets: list[_Bucket] = []
         for key, members in classes.items():
@@ -229,9 +235,12 @@ class PagedAttention:
         values = rows + (cache.num_pages + 1) * heads
         query = np.arange(num_queries)
         query_rows = starts[members][:, None] + np.minimum(query, fresh[:, None] - 1)
-        mask = None
+        mask = later = None
         last = cached[:, None] + np.minimum(query, fresh[:, None] - 1)
-        if not is_causal:
+        if self._is_exact:
+            hidden = np.arange(num_pages * size) > last[:, :, None]
+            later = torch.from_numpy(hidden).to(device)
+        elif not is_causal:
             visible = np.arange(num_pages * size) <= last[:, :, None]
             mask = torch.from_numpy(visible[:, None]).to(device)
         is_result = query < fresh[:, None]
@@ -242,48 +251,29 @@ class PagedAttention:
             torch.from_numpy(query_rows.reshape(-1)).to(device),
             torch.from_numpy(np.concatenate([rows.reshape(-1), values.reshape(-1)])).to(device),
             mask,
+            later,
             last,
             kept,
         )
 
 
-def _plain(
-    q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, mask: Tensor | None, is_exact: bool
-) -> Tensor:
+def _plain(q_NQHK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, bucket: _Bucket) -> Tensor:
     """Plain causal attention of a bucket, [N, Q, H, K] or that much in another shape."""
     (N, Q, H, K), G = q_NQHK.shape, k_NGLK.shape[1]
-    attend = _attend_exactly if is_exact else F.scaled_dot_product_attention
+    if bucket.later is not None:
+        return attend_exactly(q_NQHK, k_NGLK, v_NGLK, bucket.last, bucket.later)
     if Q == 1:  # the heads that share keys are queries of one head: no key is repeated
-        return attend(q_NQHK.view(N, G, H // G, K), k_NGLK, v_NGLK, attn_mask=mask)
-    out_NHQK = attend(
+        q_NGRK = q_NQHK.view(N, G, H // G, K)
+        return F.scaled_dot_product_attention(q_NGRK, k_NGLK, v_NGLK, attn_mask=bucket.mask)
+    out_NHQK = F.scaled_dot_product_attention(
         q_NQHK.transpose(1, 2),
         k_NGLK,
         v_NGLK,
-        attn_mask=mask,
-        is_causal=mask is None,
+        attn_mask=bucket.mask,
+        is_causal=bucket.mask is None,
         enable_gqa=H != G,
     )
     return out_NHQK.transpose(1, 2)
-
-
-def _attend_exactly(
-    q_NHQK: Tensor, k_NGLK: Tensor, v_NGLK: Tensor, attn_mask: Tensor | None, **options: bool
-) -> Tensor:
-    """The same, but that no bit depends on which thread has which head of which sequence.
-
-    PyTorch gives each thread Q * (keys + K + 2) floats to work in. With an odd Q those of some
-    threads start where MKL's kernels sum in another order (pages and heads are even). And a single
-    head is shared among the threads.
-    """
-    num_sequences, num_heads, num_queries = q_NHQK.shape[:3]
-    if num_queries % 2:
-        q_NHQK = torch.cat([q_NHQK, q_NHQK[:, :, -1:]], 2)
-        if attn_mask is not None and attn_mask.shape[2] > 1:
-            attn_mask = torch.cat([attn_mask, attn_mask[:, :, -1:]], 2)
-    if num_sequences * num_heads == 1:
-        q_NHQK, k_NGLK, v_NGLK = (x.expand(2, -1, -1, -1) for x in (q_NHQK, k_NGLK, v_NGLK))
-    out = F.scaled_dot_product_attention(q_NHQK, k_NGLK, v_NGLK, attn_mask=attn_mask, **options)
-    return out[:num_sequences, :, :num_queries]
 
 
 def _formed(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels.head import logit_bounds, logprobs
 from .top_tokens import pick_entries, top_tokens
 
 ALTERNATIVES = -2  # in place of a sample's index: the stream of a prompt's alternatives
@@ -108,7 +109,7 @@ def draw(
     token, with the logprob of temperature 1.
 
     Args:
-        logits_NV: float32, [N, V]; holds the tempered probabilities afterwards.
+        logits_NV: float32, [N, V]; divided by the temperatures afterwards.
         settings: of the N sequences.
         uniforms_N: float64 in [0, 1), one a sequence; the inverse of the cumulated distribution is
             taken there, in the order of the vocabulary.
@@ -126,7 +127,7 @@ def draw(
         index, logits_MV = _select(logits_NV, is_greedy)
         tokens_N[index] = logits_MV.argmax(-1)
     top = _find_top(logits_NV, top_N)
-    p_NV = torch.softmax(logits_NV, -1, out=logits_NV)
+    p_NV = torch.softmax(logits_NV, -1)
     for is_chosen in (~is_greedy & ~is_cut, is_cut):
         if not is_chosen.any():
             continue
@@ -135,8 +136,9 @@ def draw(
             lowest_M = _lowest_kept(p_MV, settings.top_k[is_cut], settings.top_p[is_cut])
             p_MV = p_MV.masked_fill(p_MV < lowest_M[:, None], 0.0)
         tokens_N[index] = _invert(p_MV, torch.from_numpy(uniforms_N[is_chosen]).to(device))
-    logprobs_N = p_NV.gather(1, tokens_N[:, None])[:, 0].log_()
-    return Drawn(tokens_N.cpu().numpy(), logprobs_N.cpu().numpy(), *_report_top(top, p_NV))
+    bounds_N = logit_bounds(logits_NV, p_NV)
+    logprobs_N = logprobs(logits_NV.gather(1, tokens_N[:, None])[:, 0], *bounds_N)
+    return Drawn(tokens_N.cpu().numpy(), logprobs_N.cpu().numpy(), *_report_top(top, *bounds_N))
 
 
 def draw_several(
@@ -187,14 +189,14 @@ def _find_top(logits_NV: Tensor, top_N: np.ndarray | None) -> _Top | None:
     return _Top(rows_M, tokens_MK, logits_MV.gather(1, tokens_MK), top_N[top_N > 0])
 
 
-def _report_top(top: _Top | None, p_NV: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Their ids and log-probabilities: as those of drawn tokens, but where a float is too small."""
+def _report_top(
+    top: _Top | None, largest_N: Tensor, peak_N: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Their ids and log-probabilities, those that drawn tokens would have."""
     if top is None:
         return np.empty(0, np.int32), np.empty(0, np.float32)
-    p_MK = p_NV[top.rows_M[:, None], top.tokens_MK]
-    tails_MK = top.logits_MK - top.logits_MK[:, :1] + p_MK[:, :1].log()
-    is_small_MK = p_MK < torch.finfo(p_MK.dtype).tiny
-    logprobs_MK = torch.where(is_small_MK, tails_MK, p_MK.log())
+    largest_M1, peak_M1 = (x.index_select(0, top.rows_M)[:, None] for x in (largest_N, peak_N))
+    logprobs_MK = logprobs(top.logits_MK, largest_M1, peak_M1)
     return pick_entries(top.tokens_MK.cpu().numpy(), logprobs_MK.cpu().numpy(), top.counts_M)
 
 

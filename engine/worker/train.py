@@ -151,7 +151,7 @@ class Trainer:
             hidden_TD = self._model.forward(
                 tokens_T,
                 positions_T,
-                PackedAttention(step.cu_seqlens, device),
+                PackedAttention(step.cu_seqlens, device, is_deterministic=self._is_deterministic),
                 linears,
                 checkpoint_layers=self._recomputed_layers(len(step.tokens)),
             )
