@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from weft.kernels.head_plan import cut_head
+from weft.kernels.head_plan import cut_head, cut_units
 from weft.kernels.plan import build_plan
 
 
@@ -51,3 +51,15 @@ def test_every_row_is_in_one_chunk_and_padding_fills_the_multiple(seed: int) -> 
         assert len(chunk.rows) <= 64
         ends = [(piece.start, piece.stop) for piece in chunk.pieces]
         assert all(end <= start for (_, end), (start, _) in pairwise(ends))
+
+
+def test_units_are_cut_from_their_own_first_row_and_fill_chunks_whole() -> None:
+    chunks = cut_units(np.array([20, 0, 40, 9]), np.array([3, 1, 2, 0]), 16)
+    assert [[(span.unit, span.start, span.num_rows) for span in chunk] for chunk in chunks] == [
+        [(3, 0, 9)],
+        [(2, 0, 16)],
+        [(2, 16, 16)],
+        [(2, 32, 8)],
+        [(0, 0, 16)],
+        [(0, 16, 4)],
+    ]
