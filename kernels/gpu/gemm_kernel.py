@@ -152,11 +152,13 @@ def _gemm_kernel(
             index = step // STEPS
             ranks = (step % STEPS) * BLOCK_R + tl.arange(0, BLOCK_R)
             place = site_place(table_ptr, mask, site + index, half, num_sites)
-            is_rank = ((ranks < rank) & (place >= 0))[:, None]
+            # Where the site is not targeted, neither s nor rank rows are there to be read.
+            is_s = rows < tl.where(place < 0, 0, num_tile_rows)
+            is_rank = (ranks < tl.where(place < 0, 0, rank))[:, None]
             s_places = rows[:, None] * BUCKET + ranks[None, :]
             s = tl.load(
                 s_ptr + index.to(tl.int64) * s_units * 16 + s_places,
-                mask=is_row & (place >= 0),
+                mask=is_s[:, None],
                 other=0.0,
             )
             block_ptr = adapters_ptr + block_place(start, rank, place, granule_units) + first_col
