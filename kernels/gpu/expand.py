@@ -32,8 +32,8 @@ from .shrink import DTYPES, TILE_ROWS, check_tiles, slab_of, sum_planes
 from .tiles import BUCKETS
 from .variants import Variant, type_name
 
-BLOCK_O = 128
-MAX_RANK_BLOCK = 64  # rank rows of one product
+# Columns of a program, and rank rows of a product; those of float32 are unrolled.
+BLOCKS = {torch.bfloat16: (128, 64), torch.float32: (64, 16)}
 INTEGERS = ["site", "half", "num_sites", "s_units", "plane_units", "num_planes", "granule_units"]
 TABLES = {
     "table_ptr": "*i32",
@@ -61,7 +61,7 @@ def launch(
     plan, width = adapters.plan, ys[0].shape[1]
     is_split = s.dim() == 2
     for bucket in plan.used_buckets if accumulate else (0, *plan.used_buckets):
-        expand_variant(
+        form = expand_variant(
             width,
             bucket,
             plan.tile_rows,
@@ -69,8 +69,10 @@ def launch(
             num_summed=num_summed,
             accumulate=accumulate,
             is_split=is_split and bucket > 0,
-        ).launch(
-            (-(-width // BLOCK_O) * len(ys), plan.num_tiles(bucket)),
+        )
+        num_columns = -(-width // form.constants["BLOCK_O"])
+        form.launch(
+            (num_columns * len(ys), plan.num_tiles(bucket)),
             **three("y", ys),
             **arguments(s, adapters, site, half),
         )
@@ -193,7 +195,7 @@ def _expand_kernel(
                 s_place + (row - segment_row + steps).to(tl.int64) * BUCKET,
                 steps < tl.where(place < 0, 0, rows),
                 cols,
-                rank,
+                tl.where(place < 0, 0, rank),
                 scale,
                 plane_units.to(tl.int64) * 16,
                 num_planes,
@@ -231,6 +233,7 @@ def expand_variant(
     """The form for outputs of `width` elements; bucket 0 writes zeros."""
     check_tiles(bucket, tile_rows)
     element = type_name(dtype)
+    block_o, block_r = BLOCKS[dtype]
     return Variant(
         name=f"{element} width {width} bucket {bucket} rows {tile_rows} summed {num_summed}"
         + " add" * accumulate
@@ -250,8 +253,8 @@ def expand_variant(
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
-            "BLOCK_O": BLOCK_O,
-            "BLOCK_R": min(bucket, MAX_RANK_BLOCK),
+            "BLOCK_O": block_o,
+            "BLOCK_R": min(bucket, block_r),
             "ACCUMULATE": accumulate,
             "IS_SPLIT": is_split,
         },

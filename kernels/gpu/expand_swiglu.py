@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layout import padded
 from .adapters import BT, Adapters
-from .expand import INTEGERS, MAX_RANK_BLOCK, TABLES, add_product, arguments
+from .expand import BLOCKS, INTEGERS, TABLES, add_product, arguments
 from .records import (
     block_place,
     bucket_tiles,
@@ -25,8 +25,6 @@ from .shrink import DTYPES, TILE_ROWS, check_tiles, slab_of
 from .swiglu import gated
 from .tiles import BUCKETS
 from .variants import Variant, type_name
-
-BLOCK_O = 64  # columns of both products: with 128 their accumulators fill the registers
 
 
 def launch(
@@ -42,15 +40,16 @@ def launch(
     """One launch for each bucket that has tiles, rows without adapter included."""
     plan, width = adapters.plan, gate.shape[1]
     for bucket in (0, *plan.used_buckets):
-        variant(
+        form = variant(
             width,
             bucket,
             plan.tile_rows,
             gate.dtype,
             keep=keep and bucket > 0,
             is_split=s.dim() == 2 and bucket > 0,
-        ).launch(
-            (-(-width // BLOCK_O), plan.num_tiles(bucket)),
+        )
+        form.launch(
+            (-(-width // form.constants["BLOCK_O"]), plan.num_tiles(bucket)),
             gate_ptr=gate,
             up_ptr=up,
             h_ptr=h,
@@ -112,8 +111,8 @@ def _expand_swiglu_kernel(
         gate_place = site_place(table_ptr, mask, site, half, num_sites)
         up_place = site_place(table_ptr, mask, site + 1, half, num_sites)
         # Sites of a group are targeted together.
-        own_rows = tl.where(gate_place < 0, 0, rows)
-        is_own = steps < own_rows
+        own_rank = tl.where(gate_place < 0, 0, rank)
+        is_own = steps < tl.where(gate_place < 0, 0, rows)
         plane_size = plane_units.to(tl.int64) * 16
         gate_acc = add_product(
             tl.zeros([BLOCK_O, BLOCK_T], tl.float32),
@@ -122,7 +121,7 @@ def _expand_swiglu_kernel(
             s_places,
             is_own,
             cols,
-            rank,
+            own_rank,
             scale,
             plane_size,
             num_planes,
@@ -140,7 +139,7 @@ def _expand_swiglu_kernel(
             s_places,
             is_own,
             cols,
-            rank,
+            own_rank,
             scale,
             plane_size,
             num_planes,
@@ -169,6 +168,7 @@ def variant(
     """The form for `width` features; bucket 0 is SwiGLU alone."""
     check_tiles(bucket, tile_rows)
     element = type_name(dtype)
+    block_o, block_r = BLOCKS[dtype]
     return Variant(
         name=f"{element} width {width} bucket {bucket} rows {tile_rows}"
         + " keep" * keep
@@ -186,8 +186,8 @@ def variant(
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
-            "BLOCK_O": BLOCK_O,
-            "BLOCK_R": min(bucket, MAX_RANK_BLOCK),
+            "BLOCK_O": block_o // 2,  # there are two accumulators
+            "BLOCK_R": min(bucket, block_r),
             "KEEP": keep,
             "IS_SPLIT": is_split,
         },

@@ -250,7 +250,8 @@ def shrink_variant(
     check_tiles(bucket, tile_rows)
     element = type_name(dtype)
     slab, num_slabs = slab_of(width)
-    block_r = min(bucket, MAX_RANK_BLOCK)
+    is_half = dtype == torch.bfloat16  # else products are unrolled, and narrower
+    block_r = min(bucket, MAX_RANK_BLOCK if is_half else 64)
     integers = ("site", "half", "num_sites", "s_units", "granule_units")
     return Variant(
         name=f"{element} width {width} bucket {bucket} rows {tile_rows}" + " split" * is_split,
@@ -271,12 +272,12 @@ def shrink_variant(
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
             "BLOCK_R": block_r,
-            "BLOCK_K": 64 if dtype == torch.bfloat16 else 32,
+            "BLOCK_K": 64 if is_half else 32,
             "IS_SPLIT": is_split,
         },
         num_warps=8 if tile_rows * block_r > 64 * 64 else 4,
         num_stages=4,
-        has_dot=dtype != torch.float32,
+        has_dot=is_half,
         max_narrow_loads=16,
     )
 

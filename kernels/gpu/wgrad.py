@@ -346,6 +346,7 @@ def plane_variant(width: int, bucket: int, dtype: torch.dtype) -> Variant:
 def _variant(kernel: Any, width: int, bucket: int, dtype: torch.dtype) -> Variant:
     check_bucket(bucket)
     element, is_plane = type_name(dtype), kernel is _plane_kernel
+    is_half = dtype == torch.bfloat16  # else products are unrolled, and narrower
     target = "planes_ptr" if is_plane else "gradients_ptr"
     integers = ("site", "half", "num_sites", "s_units")
     last = "num_chunks" if is_plane else "granule_units"
@@ -365,13 +366,13 @@ def _variant(kernel: Any, width: int, bucket: int, dtype: torch.dtype) -> Varian
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "CHUNK": chunk_rows(bucket),
-            "BLOCK_T": 64 if dtype != torch.float32 else 32,
+            "BLOCK_T": 64 if is_half else 16,
             "BLOCK_D": BLOCK_D,
-            "BLOCK_R": min(bucket, MAX_RANK_BLOCK),
+            "BLOCK_R": min(bucket, MAX_RANK_BLOCK if is_half else 64),
         },
         num_warps=4 if bucket <= 32 else 8,
         num_stages=3,
-        has_dot=dtype != torch.float32,
+        has_dot=is_half,
         max_narrow_loads=20,
     )
 

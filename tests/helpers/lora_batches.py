@@ -10,8 +10,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from weft.kernels.gpu.lora import Adapters
-from weft.kernels.gpu.tiles import TileBuffers, build_tiles, site_table
+from weft.kernels.gpu.lora import (
+    Adapters,
+    expand,
+    expand_input,
+    shrink,
+    shrink_gradient,
+    weight_gradients,
+)
+from weft.kernels.gpu.tiles import (
+    BUCKETS,
+    SEGMENT_RANK,
+    SEGMENT_S,
+    TileBuffers,
+    bucket_index,
+    build_tiles,
+    site_table,
+)
 from weft.kernels.layout import Layout
 from weft.kernels.reference import Adapter, lora_linear
 
@@ -201,3 +216,114 @@ def exact_group(batch: Batch, x_TD: Tensor, dys: Sequence[Tensor | None]) -> Exa
     torch.autograd.backward([y for y, _ in given], [dy for _, dy in given])
     assert x.grad is not None
     return Exact([y.detach() for y in ys], x.grad, adapters)
+
+
+@dataclass
+class Found:
+    """What the kernels gave; gradients of adapters are in the batch's arena."""
+
+    s: Tensor
+    ds: Tensor
+    ys: list[Tensor]
+    dx: Tensor
+
+
+def run_group(batch: Batch, x_TD: Tensor, dys: Sequence[Tensor | None]) -> Found:
+    """Forward and backward of the only group, into outputs that begin as NaN."""
+    adapters, sites = batch.adapters, batch.sites
+    widths = [width for _, width in batch.layout.shapes]
+    s = shrink(x_TD, adapters, sites)
+    ys = [x_TD.new_full((batch.num_rows, width), NAN) for width in widths]
+    expand(s, adapters, sites, ys, accumulate=False)
+    ds = shrink_gradient(dys, adapters, sites)
+    dx = torch.full_like(x_TD, NAN)
+    expand_input(ds, adapters, sites, dx, accumulate=False)
+    weight_gradients(x_TD, dys, s, ds, adapters, sites)
+    return Found(s, ds, ys, dx)
+
+
+def torch_group(batch: Batch, x_TD: Tensor, dys: Sequence[Tensor]) -> tuple[Found, list[Tensor]]:
+    """The same by PyTorch in the batch's dtype, segment by segment.
+
+    Returns:
+        Outputs, and gradients of A and of Bt by tenant in the order of its first unit, then site.
+    """
+    x, no_s = x_TD.cpu(), x_TD.new_empty(0)
+    ys = [x.new_zeros(batch.num_rows, width) for _, width in batch.layout.shapes]
+    dx, gradients, row = torch.zeros_like(x), {}, 0
+    for tenant, count in batch.units:
+        rows = slice(row, row + count)
+        row += count
+        own = batch.matrices(tenant, batch.adapters.weights.cpu()) if tenant else {}
+        for site, (a, bt) in own.items():
+            assert tenant is not None
+            a, bt = (m[:, :n] for m, n in zip((a, bt), batch.layout.shapes[site], strict=True))
+            dy = dys[site][rows].cpu()
+            s, ds = (x[rows] @ a.t()) * tenant.scale, (dy @ bt.t()) * tenant.scale
+            ys[site][rows] += s @ bt
+            dx[rows] += ds @ a
+            for half, product in enumerate((ds.t() @ x[rows], s.t() @ dy)):
+                key = (id(tenant), site, half)
+                gradients[key] = gradients[key] + product if key in gradients else product
+    return Found(no_s, no_s, ys, dx), list(gradients.values())
+
+
+def all_gradients(batch: Batch) -> list[Tensor]:
+    """Gradients in the arena, in the order of `torch_group`."""
+    tenants = {id(tenant): tenant for tenant, rows in batch.units if tenant and rows}
+    return [
+        batch.gradient(tenant, site, half)
+        for tenant in tenants.values()
+        for site in batch.layout.site_offsets(tenant.rank, tenant.mask)
+        for half in (0, 1)
+    ]
+
+
+def exact_gradients(batch: Batch, exact: Exact) -> list[Tensor]:
+    """The oracle's, in the same order."""
+    tenants = {id(tenant): index for index, (tenant, rows) in enumerate(batch.units) if rows}
+    firsts = {id(tenant): None for tenant, rows in batch.units if tenant and rows}
+    found = []
+    for key in firsts:
+        for by_unit in exact.adapters:
+            adapter = by_unit[tenants[key]]
+            if adapter is not None:
+                assert adapter.lora_a.grad is not None
+                assert adapter.lora_b.grad is not None
+                found += [adapter.lora_a.grad, adapter.lora_b.grad.t()]
+    return found
+
+
+def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Root mean square of the differences over that of the exact values, over all tensors."""
+    differences = sum(
+        float((a.cpu().double() - b).square().sum()) for a, b in zip(found, exact, strict=True)
+    )
+    return (differences / sum(float(b.square().sum()) for b in exact)) ** 0.5
+
+
+def bits_of(batch: Batch, found: Found, tenant: Tenant) -> list[Tensor]:
+    """Everything that concerns one tenant: its rows of all results, and its gradients."""
+    results, row = [], 0
+    plan = batch.adapters.plan
+    for unit, (owner, count) in enumerate(batch.units):
+        if owner is tenant:
+            results += [y[row : row + count] for y in (*found.ys, found.dx)]
+            results += [
+                projection(batch, s, site, unit)
+                for s in (found.s, found.ds)
+                for site in batch.sites
+            ]
+        row += count
+    assert plan.num_rows >= row
+    return results + [batch.gradient(tenant, site, half) for site in batch.sites for half in (0, 1)]
+
+
+def projection(batch: Batch, s: Tensor, site: int, unit: int) -> Tensor:
+    """The rows of one unit in the part of a site, [rows, bucket]."""
+    plan = batch.adapters.plan
+    record = plan.segments[unit]
+    bucket = BUCKETS[int(bucket_index(record[SEGMENT_RANK : SEGMENT_RANK + 1])[0])]
+    start = site * plan.s_elements + int(record[SEGMENT_S]) * 16
+    rows = batch.units[unit][1]
+    return s[start : start + rows * bucket].view(rows, bucket)
