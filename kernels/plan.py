@@ -2,12 +2,9 @@
 
 A *segment* is the adjacent rows of one unit; it uses one adapter or none. Segments of the same
 rank bucket and target mask share a *stack*, the padded weights of all of them, one *entry* a
-segment, or an adapter where segments share entries. Entries of the same length class form a
-*block*: one batched matmul with as many matrices as entries. The bucket and class of a segment
-depend on that segment alone; the number of blocks is bounded by buckets times classes, not by
-segments. Of adapters that several segments of a class share, some have a block each and the others
-stand once in each of as many blocks as are needed: at most 2 sqrt(S) for S segments of a class
-whose entries lie next to each other.
+segment. Entries of the same length class form a *block*: one batched matmul with as many matrices
+as entries. The bucket and class of a segment depend on that segment alone; the number of blocks is
+bounded by buckets times classes, not by segments.
 """
 
 from collections.abc import Sequence
@@ -28,9 +25,8 @@ ROW_TILE = 16  # rows that have the same bits in any number of tiles
 class Block:
     """Entries first..last - 1 of a stack, each with `length` rows, the last of them padding.
 
-    With `repeats` above 1 it is entry `first` alone, so many times. When the rows of all entries
-    are adjacent and whole, `start` is the first of them and `rows` is empty. Otherwise `rows`
-    [entries * length] says which row stands at each place, -1 for padding.
+    When the rows of all entries are adjacent and whole, `start` is the first of them and `rows` is
+    empty. Otherwise `rows` [entries * length] says which row stands at each place, -1 for padding.
     """
 
     stack: int
@@ -39,19 +35,15 @@ class Block:
     length: int
     start: int
     rows: Int64s
-    repeats: int = 1
 
     @property
     def num_entries(self) -> int:
-        return (self.last - self.first) * self.repeats
+        return self.last - self.first
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The segments, by index in the batch, whose weights are stacked; one entry each.
-
-    Where segments share entries, the first segment of each adapter.
-    """
+    """The segments, by index in the batch, whose weights are stacked; one entry each."""
 
     bucket: int  # rank rows of an entry, padding included
     targets: int
@@ -73,30 +65,18 @@ class _Part:
 
     first: int
     last: int
-    repeats: int
     length_class: int
     segments: Int64s
 
 
-def packing_order(
-    ranks: Sequence[int],
-    targets: Sequence[int],
-    lengths: Sequence[int],
-    adapters: Sequence[int] | None = None,
-) -> Int64s:
+def packing_order(ranks: Sequence[int], targets: Sequence[int], lengths: Sequence[int]) -> Int64s:
     """The permutation of units that puts those of one block next to each other.
 
-    Units of one block keep their order; those without adapter (rank 0) come last. `adapters` as
-    for `build_plan`.
+    Units of one block keep their order; those without adapter (rank 0) come last.
     """
     ranks_, masks = np.asarray(ranks), np.asarray(targets) & ~HEAD_FAMILY
     classes = length_class(np.asarray(lengths, np.int64))
-    order = np.lexsort((classes, masks, rank_bucket(ranks_), ranks_ == 0))
-    if adapters is None:
-        return order
-    groups = _group(ranks_, masks, classes, adapters)
-    bare = order[ranks_[order] == 0]
-    return np.concatenate([*(part.segments for _, parts in groups for part in parts), bare])
+    return np.lexsort((classes, masks, rank_bucket(ranks_), ranks_ == 0))
 
 
 def build_plan(
@@ -104,7 +84,6 @@ def build_plan(
     ranks: Sequence[int] | Int64s,
     targets: Sequence[int] | Int64s,
     *,
-    adapters: Sequence[int] | None = None,
     is_deterministic: bool = False,
     is_fine: bool = False,
 ) -> SegmentPlan:
@@ -114,8 +93,6 @@ def build_plan(
         row_counts: rows of each segment, 0 allowed.
         ranks: rank of each segment's adapter, 0 for none.
         targets: target mask of each, 0 for none.
-        adapters: a number for each segment's adapter; segments with the same one share its entry.
-            Default: none do.
         is_deterministic: always pad to the length class, and that to whole row tiles: the shape of
             a segment's matmuls depends on its own length alone, and the bits of a row not even on
             that. Otherwise segments of equal length are not padded.
@@ -129,15 +106,13 @@ def build_plan(
     classes = length_class(counts, is_fine)
     if is_deterministic:
         classes += -classes % ROW_TILE
-    for stack, parts in _group(ranks_, np.asarray(targets), classes, adapters):
+    for stack, parts in _group(ranks_, np.asarray(targets), classes):
         for part in parts:
             lengths = counts[part.segments]
             is_padded = is_deterministic or bool((lengths != lengths[0]).any())
             length = part.length_class if is_padded else int(lengths[0])
             start, rows = _place(starts[part.segments], lengths, length)
-            blocks.append(
-                Block(len(stacks), part.first, part.last, length, start, rows, part.repeats)
-            )
+            blocks.append(Block(len(stacks), part.first, part.last, length, start, rows))
         stacks.append(stack)
     return SegmentPlan(tuple(stacks), tuple(blocks), int(counts.sum()))
 
@@ -157,64 +132,20 @@ def rank_bucket(ranks: Int64s) -> Int64s:
     return RANK_BUCKETS[np.searchsorted(RANK_BUCKETS, ranks)]
 
 
-def _group(
-    ranks: Int64s, targets: Int64s, classes: Int64s, adapters: Sequence[int] | None
-) -> list[tuple[Stack, list[_Part]]]:
+def _group(ranks: Int64s, targets: Int64s, classes: Int64s) -> list[tuple[Stack, list[_Part]]]:
     """The segments that have a rank, by stack and by block."""
     keys = np.stack([rank_bucket(ranks), targets, classes])
     order = np.lexsort(keys[::-1])
     order = order[ranks[order] > 0]
     groups: list[tuple[Stack, list[_Part]]] = []
     for segments in _runs_of_equal(keys[:2], order):
-        firsts, entries = np.arange(len(segments)), np.arange(len(segments))
-        if adapters is not None:
-            firsts, entries = _entries(np.asarray(adapters)[segments], classes[segments])
-        parts: list[_Part] = []
+        parts = []
         for places in _runs_of_equal(keys[2:, segments], np.arange(len(segments))):
             own, first, last = segments[places], int(places[0]), int(places[-1]) + 1
-            length = int(classes[own[0]])
-            if adapters is None:
-                parts.append(_Part(first, last, 1, length, own))
-            else:
-                parts.extend(_cut_class(own, entries[places], length))
+            parts.append(_Part(first, last, int(classes[own[0]]), own))
         bucket, mask = keys[:2, segments[0]].tolist()
-        groups.append((Stack(bucket, mask, tuple(segments[firsts].tolist())), parts))
+        groups.append((Stack(bucket, mask, tuple(segments.tolist())), parts))
     return groups
-
-
-def _entries(owners: Int64s, classes: Int64s) -> tuple[Int64s, Int64s]:
-    """Order adapters, the most used first and then by class.
-
-    Returns:
-        The first segment of each entry, and the entry of each segment.
-    """
-    _, firsts, numbers, counts = np.unique(
-        owners, return_index=True, return_inverse=True, return_counts=True
-    )
-    lowest = np.full(len(firsts), np.iinfo(np.int64).max)
-    np.minimum.at(lowest, numbers, classes)
-    order = np.lexsort((firsts, lowest, -counts))
-    return firsts[order], np.argsort(order)[numbers]
-
-
-def _cut_class(segments: Int64s, entries: Int64s, length: int) -> list[_Part]:
-    """Blocks of the segments of one stack and class."""
-    order = np.argsort(entries, kind="stable")
-    segments, entries = segments[order], entries[order]
-    used, starts, counts = np.unique(entries, return_index=True, return_counts=True)
-    rounds = _num_rounds(counts)
-    parts = [
-        _Part(int(entry), int(entry) + 1, int(count), length, segments[start : start + count])
-        for entry, start, count in zip(used, starts, counts, strict=True)
-        if count > rounds
-    ]
-    for index in range(rounds):
-        has = (counts > index) & (counts <= rounds)
-        chosen, theirs = used[has], segments[starts[has] + index]
-        gaps = np.flatnonzero(np.diff(chosen) != 1) + 1
-        for run, own in zip(np.split(chosen, gaps), np.split(theirs, gaps), strict=True):
-            parts.append(_Part(int(run[0]), int(run[-1]) + 1, 1, length, own))
-    return parts
 
 
 def _runs_of_equal(keys: Int64s, order: Int64s) -> list[Int64s]:
@@ -223,13 +154,6 @@ def _runs_of_equal(keys: Int64s, order: Int64s) -> list[Int64s]:
         return []
     changes = (np.diff(keys[:, order], axis=1) != 0).any(axis=0)
     return np.split(order, np.flatnonzero(changes) + 1)
-
-
-def _num_rounds(counts: Int64s) -> int:
-    """Up to how many segments an adapter stands in blocks with others, so that these are fewest."""
-    limits = np.unique(np.append(counts, 0))
-    num_blocks = limits + (counts > limits[:, None]).sum(1)
-    return int(limits[len(limits) - 1 - np.argmin(num_blocks[::-1])])
 
 
 def _place(starts: Int64s, lengths: Int64s, length: int) -> tuple[int, Int64s]:

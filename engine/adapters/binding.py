@@ -44,15 +44,11 @@ class Binder:
     Args:
         store: where the adapters live.
         is_deterministic: a unit's bits must not depend on its neighbours' presence.
-        shares_weights: units of one version read one copy of its weights; without runs only.
     """
 
-    def __init__(
-        self, store: AdapterStore, *, is_deterministic: bool = False, shares_weights: bool = False
-    ) -> None:
+    def __init__(self, store: AdapterStore, *, is_deterministic: bool = False) -> None:
         self._store = store
         self._is_deterministic = is_deterministic
-        self._shares_weights = shares_weights
         self._workspace = Workspace(store.device)
         self._memories: dict[Targets, Any] = {}
 
@@ -98,6 +94,5 @@ class Binder:
             row_counts,
             unit_order=unit_order,
             is_deterministic=self._is_deterministic,
-            shares_weights=self._shares_weights,
             workspace=self._workspace,
         )

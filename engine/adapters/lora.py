@@ -15,13 +15,13 @@ from torch import Tensor
 from ...kernels.lora import Rows, shrink, shrink_gradient, weight_gradient
 from ...kernels.plan import Block
 from ...kernels.workspace import Workspace
-from ..model.linear import BaseLinear
+from ..model.linear import BaseLinear, Linears
 from .lora_batch import Counts, LoraBatch
 from .store import AdapterStore, Run, WeightsVersion
 from .targets import LAYERS, Targets
 
 
-class LoraLinears:
+class LoraLinears(Linears):
     """Base linears plus the adapter of each unit; implements `linear.Linears`.
 
     Gradients of adapters wait in planes until `flush` adds them to the runs' stages, so whatever
@@ -38,7 +38,6 @@ class LoraLinears:
         *,
         unit_order: Counts | None = None,
         is_deterministic: bool = False,
-        shares_weights: bool = False,
         workspace: Workspace | None = None,
     ) -> None:
         self.store = store
@@ -47,7 +46,6 @@ class LoraLinears:
         self.row_counts = row_counts
         self.unit_order = unit_order
         self.is_deterministic = is_deterministic
-        self.shares_weights = shares_weights
         self.workspace = workspace or Workspace(store.device)
         self._batches: dict[Targets, LoraBatch] = {}
         self._anchor: Tensor | None = None
@@ -68,7 +66,6 @@ class LoraLinears:
                 self.row_counts,
                 unit_order=self.unit_order,
                 is_deterministic=self.is_deterministic,
-                shares_weights=self.shares_weights,
                 workspace=self.workspace,
             )
         outputs: tuple[Tensor, ...] = _LoraGroup.apply(  # type: ignore[no-untyped-call]

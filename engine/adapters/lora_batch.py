@@ -48,7 +48,6 @@ class LoraBatch:
         unit_order: orders the units of one run in the sum of their gradients; default as they lie.
         is_deterministic: a unit's bits must not depend on its neighbours' presence.
         is_fine: pad units as little as possible, see `build_plan`.
-        shares_weights: units of one version read one copy of its weights; without runs only.
         workspace: buffers; one live batch with runs at a time may use it.
     """
 
@@ -63,7 +62,6 @@ class LoraBatch:
         unit_order: Counts | None = None,
         is_deterministic: bool = False,
         is_fine: bool = False,
-        shares_weights: bool = False,
         workspace: Workspace | None = None,
     ) -> None:
         self.store = store
@@ -71,12 +69,10 @@ class LoraBatch:
         self.workspace = workspace or Workspace(store.device)
         is_exact = is_deterministic and store.device.type == "cpu"
         self.products: Products = (Separate if is_exact else Batched)(self.workspace)
-        ids = [0 if version is None else version.id for version in versions]
         self.plan: SegmentPlan = build_plan(
             np.asarray(row_counts),
             [0 if version is None else version.rank for version in versions],
             [0 if version is None else version.targets & portion for version in versions],
-            adapters=ids if shares_weights else None,
             is_deterministic=is_deterministic,
             is_fine=is_fine,
         )
@@ -109,11 +105,7 @@ class LoraBatch:
             stack.weights[key][entries]
             for key in [(sites[0], True), *((site, False) for site in sites)]
         )
-        scale_E = stack.scales_E[entries]
-        if block.repeats > 1:
-            a_ERD, *bts_ERO = (each.expand(block.repeats, -1, -1) for each in (a_ERD, *bts_ERO))
-            scale_E = scale_E.expand(block.repeats)
-        return a_ERD, bts_ERO, scale_E
+        return a_ERD, bts_ERO, stack.scales_E[entries]
 
     def planes(self, block: Block, sites: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         """Gradients of A [E, G * R, D] and of Bt [E, R, O], fp32, to be written."""

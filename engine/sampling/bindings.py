@@ -18,7 +18,7 @@ class Bindings:
     """
 
     def __init__(self, store: AdapterStore, *, is_deterministic: bool = False) -> None:
-        self._binder = Binder(store, is_deterministic=is_deterministic, shares_weights=True)
+        self._binder = Binder(store, is_deterministic=is_deterministic)
         self._kept: dict[Targets, tuple[tuple[object, ...], BoundLinears]] = {}
 
     def bind(

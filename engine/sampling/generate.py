@@ -112,9 +112,7 @@ class Generator(BaseGenerator):
         by_piece = {each.piece: each for each in work}
         failure: SampleFailed | None = None
         try:
-            versions, pieces = pack_pieces(
-                [each.piece for each in work], is_deterministic=self._is_deterministic
-            )
+            versions, pieces = pack_pieces([each.piece for each in work])
             work = [by_piece[piece] for piece in pieces]
             step = plan_step(pieces, is_deterministic=self._is_deterministic)
             result = self._runner.run(step, versions)

@@ -82,7 +82,8 @@ class SampleHead:
     ) -> Scores:
         if step.scoring is None:
             return Scores.join([])
-        bounds = self._chunks(step.scored_N)
+        num_rows = int(step.scored_N.sum())
+        bounds = [*range(0, num_rows, CHUNK_ROWS), num_rows]
         unit_ends = np.cumsum(step.scored_units_U)
         scores: list[Scores] = []
         for (first, last), part in zip(pairwise(bounds), step.scoring.cut(bounds), strict=True):
@@ -91,13 +92,6 @@ class SampleHead:
             logits_TV = self._logits(hidden_TD.index_select(0, rows), versions, counts)
             scores.append(score_rows(logits_TV[: last - first], part))
         return Scores.join(scores)
-
-    def _chunks(self, scored_N: np.ndarray) -> list[int]:
-        """Bounds of the chunks in which rows are scored; where bits must not vary, of one sequence."""
-        counts = scored_N[scored_N > 0] if self._is_deterministic else scored_N.sum(keepdims=True)
-        ends = np.cumsum(counts)
-        spans = zip((ends - counts).tolist(), ends.tolist(), strict=True)
-        return [*(row for span in spans for row in range(*span, CHUNK_ROWS)), int(ends[-1])]
 
     def _logits(
         self, rows_TD: Tensor, versions: Sequence[WeightsVersion | None], counts: np.ndarray

@@ -1,7 +1,6 @@
 """One step of generation as plain arrays: which rows are computed, what is drawn from them. Pure.
 
-T rows, N sequences, U units (the rows of one weights version, or of one sequence where bits must not
-depend on others), M draws.
+T rows, N sequences, U units (the rows of one weights version), M draws.
 """
 
 from collections.abc import Sequence
@@ -66,18 +65,16 @@ class _Unit:
 
 
 def pack_pieces(
-    pieces: Sequence[Piece], *, is_deterministic: bool = False
+    pieces: Sequence[Piece],
 ) -> tuple[list[WeightsVersion | None], list[Piece]]:
-    """Make units of pieces, in the order in which adapters are computed best.
-
-    Pieces of one weights version are a unit; with `is_deterministic` each piece is one.
+    """Make units of pieces of one weights version, in the order in which adapters are best computed.
 
     Returns:
         The version of each unit, and the pieces in the order of the units.
     """
     units: dict[int, _Unit] = {}
-    for place, piece in enumerate(pieces):
-        key = place if is_deterministic else _id(piece.version)
+    for piece in pieces:
+        key = 0 if piece.version is None else piece.version.id
         units.setdefault(key, _Unit(piece.version)).pieces.append(piece)
     members = list(units.values())
     if len(members) > 1:
@@ -86,21 +83,15 @@ def pack_pieces(
             [0 if version is None else version.rank for version in versions],
             [0 if version is None else int(version.targets) for version in versions],
             [unit.num_rows for unit in members],
-            [_id(version) for version in versions] if is_deterministic else None,
         )
         members = [members[index] for index in order]
     return [unit.version for unit in members], [piece for unit in members for piece in unit.pieces]
 
 
-def _id(version: WeightsVersion | None) -> int:
-    return 0 if version is None else version.id
-
-
 def plan_step(pieces: Sequence[Piece], *, is_deterministic: bool = False) -> SampleStep:
     """Lay out the rows of pieces that are already in the order of `pack_pieces`.
 
-    With `is_deterministic` each piece is a unit, and rows are padded to a multiple of
-    `ROW_MULTIPLE`.
+    With `is_deterministic` rows are padded to a multiple of `ROW_MULTIPLE`.
     """
     fresh = np.array([len(piece.tokens) for piece in pieces])
     cached = np.array([piece.cached for piece in pieces])
@@ -118,7 +109,7 @@ def plan_step(pieces: Sequence[Piece], *, is_deterministic: bool = False) -> Sam
     changes = [
         index
         for index in range(1, len(pieces))
-        if is_deterministic or pieces[index].version is not pieces[index - 1].version
+        if pieces[index].version is not pieces[index - 1].version
     ]
     unit_starts = np.array([0, *changes])
     scored = [

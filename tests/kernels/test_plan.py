@@ -46,33 +46,6 @@ def test_targets_and_rank_buckets_have_stacks_of_their_own() -> None:
     ]
 
 
-def test_segments_of_one_adapter_share_its_entry() -> None:
-    plan = build_plan([1] * 5, [4] * 5, [3] * 5, adapters=[9, 9, 9, 9, 9])
-    assert [stack.segments for stack in plan.stacks] == [(0,)]
-    (block,) = plan.blocks
-    assert (block.first, block.last, block.repeats, block.num_entries) == (0, 1, 5, 5)
-    assert block.start == 0
-
-
-def test_adapters_of_a_few_segments_stand_together_in_a_few_blocks() -> None:
-    adapters = [7, 5, 5, 6, 7, 5, 5, 5, 5]
-    plan = build_plan([1] * 9, [4] * 9, [3] * 9, adapters=adapters)
-    assert [stack.segments for stack in plan.stacks] == [(1, 0, 3)]
-    assert [(b.first, b.last, b.repeats) for b in plan.blocks] == [(0, 1, 6), (1, 3, 1), (1, 2, 1)]
-    assert plan.blocks[1].rows.tolist() == [0, 3]
-    assert plan.blocks[2].start == 4
-
-
-def test_segments_that_share_entries_are_packed_block_by_block() -> None:
-    adapters, lengths = [7, 5, 5, 6, 7, 5, 0, 5, 9], [1, 1, 1, 1, 1, 1, 1, 1, 20]
-    ranks = [0 if adapter == 0 else 4 for adapter in adapters]
-    order = packing_order(ranks, [3] * 9, lengths, adapters)
-    assert order.tolist() == [1, 2, 5, 7, 0, 3, 4, 8, 6]
-    packed = [np.asarray(each)[order] for each in (lengths, ranks, adapters)]
-    plan = build_plan(packed[0], packed[1], [3] * 9, adapters=packed[2].tolist())
-    assert all(block.start >= 0 for block in plan.blocks)
-
-
 def test_units_without_rows_adapter_or_target_are_absent() -> None:
     plan = build_plan([0, 7, 7], [4, 0, 4], [3, 3, 0])
     assert not plan.stacks
@@ -95,39 +68,6 @@ def test_blocks_cover_each_row_of_an_adapter_once(seed: int) -> None:
         rows.extend(row for row in own if row >= 0)
     has = np.repeat((ranks > 0) & (targets > 0), counts)
     assert sorted(rows) == np.flatnonzero(has).tolist()
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_blocks_of_shared_entries_read_the_adapters_of_their_rows(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    num = int(rng.integers(1, 60))
-    adapters = rng.choice(12, num) if seed % 2 else rng.integers(0, 3, num) ** 3
-    ranks, targets = (1 + adapters * 7 % 20) % 17, 1 + adapters % 3
-    counts = rng.choice([0, 1, 1, 1, 5, 17], num)
-    plan = build_plan(
-        counts, ranks, targets, adapters=adapters.tolist(), is_deterministic=bool(seed % 3)
-    )
-    owners = np.repeat(adapters, counts)
-    rows: list[int] = []
-    for block in plan.blocks:
-        size = block.num_entries * block.length
-        places = block.rows if block.start < 0 else block.start + np.arange(size)
-        entries = [*range(block.first, block.last)] * block.repeats
-        assert len(entries) == block.num_entries
-        for entry, own in zip(entries, places.reshape(-1, block.length), strict=True):
-            adapter = adapters[plan.stacks[block.stack].segments[entry]]
-            assert (owners[own[own >= 0]] == adapter).all()
-            rows.extend(own[own >= 0].tolist())
-    assert sorted(rows) == np.flatnonzero(np.repeat(ranks > 0, counts)).tolist()
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_shared_entries_of_one_class_make_few_blocks(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    adapters = np.sort(rng.zipf(1.5, 200) % 50)
-    plan = build_plan([1] * 200, [4] * 200, [1] * 200, adapters=adapters.tolist())
-    assert len(plan.blocks) <= 2 * 200**0.5
-    assert len(plan.blocks) <= len(set(adapters.tolist()))
 
 
 def test_padding_stays_under_a_quarter() -> None:

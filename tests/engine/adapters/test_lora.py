@@ -175,34 +175,6 @@ def test_deterministic_bits_do_not_depend_on_neighbours(sites: tuple[int, ...], 
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("is_deterministic", [False, True])
-def test_units_of_one_version_can_share_a_copy_of_its_weights(is_deterministic: bool) -> None:
-    store = make_store()
-    often, once = make_run(store, 7, seed=1), make_run(store, 8, seed=2)
-    versions = [often.version, once.version, often.version, None, often.version]
-    counts = [1, 1, 3, 2, 1]
-    x_TD, _ = inputs(16, (0, 1, 2))
-    bases = make_bases((0, 1, 2), 16)
-
-    def outputs(shares_weights: bool) -> tuple[tuple[Tensor, ...], int]:
-        linears = LoraLinears(
-            store,
-            versions,
-            [None] * 5,
-            counts,
-            is_deterministic=is_deterministic,
-            shares_weights=shares_weights,
-        )
-        ys = linears.group(x_TD, bases, (0, 1, 2))
-        (batch,) = linears._batches.values()
-        return ys, len(batch.stacks[0].ranks)
-
-    (apart, num_apart), (shared, num_shared) = outputs(False), outputs(True)
-    assert (num_apart, num_shared) == (4, 2)
-    for one, other in zip(apart, shared, strict=True):
-        assert torch.equal(one, other) if is_deterministic else torch.allclose(one, other)
-
-
 def test_several_calls_equal_one_bitwise() -> None:
     store = make_store()
     run, twin = make_run(store, 7, seed=1), make_run(store, 7, seed=1)

@@ -55,16 +55,6 @@ def test_pieces_of_one_version_lie_together_and_the_base_model_comes_last() -> N
     assert [int(each.tokens[0]) for each in packed] == [3, 2, 4, 1, 5]
 
 
-def test_in_deterministic_mode_each_piece_is_a_unit() -> None:
-    large, small = version(1, 64), version(2, 8)
-    pieces = [piece([1]), piece([2], large), piece([3], small), piece([4], large), piece([5])]
-    versions, packed = pack_pieces(pieces, is_deterministic=True)
-    assert versions == [small, large, large, None, None]
-    assert [int(each.tokens[0]) for each in packed] == [3, 2, 4, 1, 5]
-    step = plan_step(packed, is_deterministic=True)
-    assert step.unit_rows_U.tolist() == step.unit_sequences_U.tolist() == [1] * 5
-
-
 def test_rows_positions_and_draws_follow_the_pieces() -> None:
     large = version(1, 64)
     pieces = [piece([11, 12, 13], large, draws=2), piece([21], large, 9), piece([31, 32], None, 4)]
