@@ -186,6 +186,7 @@ def _rms_norm_fwd_kernel(
     is_col = cols < WIDTH
     offsets = row.to(tl.int64) * WIDTH + cols
     element = y_ptr.dtype.element_ty
+    weight = tl.load(weight_ptr + cols, mask=is_col, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + offsets, mask=is_col, other=0.0).to(tl.float32)
     if HAS_DELTA:
         delta = tl.load(delta_ptr + offsets, mask=is_col, other=0.0).to(tl.float32)
@@ -194,7 +195,6 @@ def _rms_norm_fwd_kernel(
         x = rounded.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(x * x, axis=0) / WIDTH + eps)
     tl.store(rstd_ptr + row, rstd)
-    weight = tl.load(weight_ptr + cols, mask=is_col, other=0.0).to(tl.float32)
     tl.store(y_ptr + offsets, scaled_row(x, rstd, weight, element).to(element), mask=is_col)
 
 
