@@ -21,7 +21,13 @@ SDK_NEWEST := 0.38.0
 SDK_PIP := -m pip --disable-pip-version-check install -q --no-compile \
 	-c constraints.txt -c tests/sdk/constraints.txt
 
+# The oldest Triton that is supported, in an environment of its own that borrows the rest from VENV.
+# `make test` compiles a variant of each kind of kernel with the newest; every variant of the
+# dispatch table takes an hour of two cores: make kernels kernels-oldest.
+TRITON_OLDEST := 3.6.0
+
 .PHONY: demo test test-sdk sdk sdk-all check format install mutants bench-quick bench gpu clean
+.PHONY: kernels kernels-oldest
 
 demo: install
 	$(BIN)/weft demo
@@ -62,6 +68,12 @@ bench: install
 gpu: install
 	$(BIN)/pytest -q -m gpu
 
+kernels: install
+	$(BIN)/python bench/kernel_resources.py
+
+kernels-oldest: .triton/$(TRITON_OLDEST)/.installed
+	.triton/$(TRITON_OLDEST)/bin/python bench/kernel_resources.py --result kernel_resources_oldest
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: constraints.txt pyproject.toml
@@ -85,5 +97,12 @@ sdk-all: sdk $(SDK_BETWEEN:%=.sdk/%/.installed)
 	$(if $(filter $*,$(SDK_NEWEST)),.sdk/$*/bin/python $(SDK_PIP) --no-deps tinker-cookbook==0.6.1)
 	@touch $@
 
+.triton/%/.installed: $(VENV)/.installed
+	test -x .triton/$*/bin/python || $(PYTHON) -m venv .triton/$*
+	.triton/$*/bin/python -m pip --disable-pip-version-check install -q triton==$*
+	echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" \
+		> $$(echo .triton/$*/lib/python3*/site-packages)/borrowed.pth
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .sdk build dist *.egg-info
+	rm -rf $(VENV) .sdk .triton build dist *.egg-info

@@ -111,6 +111,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
             "architectures": sorted({row.arch for row in own}),
             "max_registers": max((one.registers for one in sizes), default=0),
             "max_shared_bytes": max((one.shared_bytes for one in sizes), default=0),
+            "unfit": sorted({row.key.variant for row in own if row.problems}),
             "failures": [failure(row) for row in own if row.problems],
             "variants": {name: "; ".join(of) for name, of in lines.items()},
         }
@@ -119,12 +120,12 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 def failure(row: Row) -> str:
     """What is wrong with a variant, in a line."""
-    return f"{row.key.module}: {row.key.variant}, sm_{row.arch}: {'; '.join(row.problems)}"
+    return f"{row.key.label}, sm_{row.arch}: {'; '.join(row.problems)}"
 
 
 def cells(row: Row) -> list[object]:
     """A row of the table."""
-    found, place = row.resources, [row.key.variant, f"sm_{row.arch}"]
+    found, place = row.resources, [row.key.label, f"sm_{row.arch}"]
     if found is None:
         return [*place, *["-"] * (len(COLUMNS) - 1)]
     matrix = " ".join(f"{name} {count}" for name, count in found.matrix.items())
@@ -171,7 +172,7 @@ def _compile_and_print(options: argparse.Namespace, keys: list[Key]) -> list[Row
         f"Triton {triton.__version__}: {len(chosen)} of {len(keys)} variants,",
         ", ".join(f"sm_{arch}" for arch in archs),
     )
-    table = Table("variant".rjust(max((len(key.variant) for key in chosen), default=0)), *COLUMNS)
+    table = Table("variant".rjust(max((len(key.label) for key in chosen), default=0)), *COLUMNS)
     rows = []
     for row in measure_all([(key, arch) for key in chosen for arch in archs], options.jobs):
         table.row(*cells(row))

@@ -28,6 +28,12 @@ class Key:
     kernel: str  # the function
     variant: str  # `Variant.name`, unique among those of a kernel
 
+    @property
+    def label(self) -> str:
+        """Kernel and variant, for people."""
+        kernel = self.kernel.strip("_").removesuffix("_kernel")
+        return f"{kernel}: {self.variant.removeprefix(kernel).strip()}"
+
 
 def modules() -> list[str]:
     """Names of the modules that enumerate variants."""
