@@ -42,7 +42,8 @@ def narrow(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 def _product(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """A float32 product whose elements do not depend on where in the tile they stand."""
     with np.errstate(over="ignore", invalid="ignore"):  # as silent as a GPU
-        return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.float32)
+        product: npt.NDArray[np.float64] = np.matmul(a.astype(np.float64), b.astype(np.float64))
+        return product.astype(np.float32)
 
 
 def _is_bf16(handle: Any) -> bool:
