@@ -17,12 +17,15 @@ from ...kernels.gpu.lora import (
     Adapters,
     expand,
     expand_input,
+    expand_swiglu,
     shrink,
     shrink_gradient,
     weight_gradients,
 )
+from ...kernels.gpu.swiglu import swiglu_backward
 from ...kernels.gpu.tiles import TileBuffers, build_tiles, site_table
-from ..model.linear import BaseLinear
+from ..model.linear import BaseLinear, Linears
+from ..model.pieces import Pieces
 from .lora_batch import Counts
 from .open_stages import close_stages, open_stages
 from .store import AdapterStore, Run, WeightsVersion
@@ -46,7 +49,7 @@ class TileMemory:
         return cls(site_table(store.layout, store.device), TileBuffers(store.device))
 
 
-class TritonLinears:
+class TritonLinears(Linears):
     """Base linears plus the adapter of each unit; implements `linear.Linears`.
 
     After a failure in forward or backward the stages of its runs are to be discarded. The rows of a
@@ -97,6 +100,22 @@ class TritonLinears:
             x_TD, self._anchor, self, self.adapters(len(x_TD)), bases, sites
         )
         return outputs
+
+    def gated(
+        self,
+        x_TD: Tensor,
+        bases: tuple[BaseLinear, ...],
+        sites: tuple[int, ...],
+        pieces: Pieces,
+    ) -> Tensor:
+        """Apply (gate, up) with their adapters and return silu(gate) * up."""
+        adapters = self.adapters(len(x_TD))
+        if not adapters.plan.used_buckets:
+            return super().gated(x_TD, bases, sites, pieces)
+        h_TF: Tensor = _TritonGated.apply(  # type: ignore[no-untyped-call]
+            x_TD, self._anchor, self, adapters, bases, sites
+        )
+        return h_TF
 
     def adapters(self, num_rows: int) -> Adapters:
         """The plan of a batch of so many rows, on the device; the same in every layer."""
@@ -166,7 +185,7 @@ class _TritonGroup(torch.autograd.Function):
         if not adapters.plan.used_buckets:
             ctx.save_for_backward(x_TD)
             return tuple(base.forward(x_TD) for base in bases)
-        s = shrink(x_TD, adapters, sites)
+        s = _shrink(x_TD, adapters, sites)
         ys = tuple(x_TD.new_empty(len(x_TD), base.shape[0]) for base in bases)
         expand(s, adapters, sites, ys, accumulate=False)
         for base, y_TO in zip(bases, ys, strict=True):
@@ -177,21 +196,67 @@ class _TritonGroup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *dys_TO: Tensor | None) -> tuple[Tensor | None, ...]:
         x_TD, *projections = ctx.saved_tensors
-        adapters, sites = ctx.adapters, ctx.sites
-        dys = [None if dy is None else dy.contiguous() for dy in dys_TO]
-        if all(dy is None for dy in dys):
-            return None, None, None, None, None, None
-        needs_dx, is_started = ctx.needs_input_grad[0], bool(projections)
-        dx_TD = torch.empty_like(x_TD) if needs_dx else None
-        if projections:
-            ds = shrink_gradient(dys, adapters, sites)
-            weight_gradients(x_TD, dys, projections[0], ds, adapters, sites)
-            ctx.linears.mark_written(sites)
-            if dx_TD is not None:
-                expand_input(ds, adapters, sites, dx_TD, accumulate=False)
-        if dx_TD is not None:
-            for base, dy in zip(ctx.bases, dys, strict=True):
-                if dy is not None:
-                    base.backward_input(dy, dx_TD, accumulate=is_started)
-                    is_started = True
+        dx_TD = _group_backward(ctx, x_TD, projections, dys_TO)
         return dx_TD, None, None, None, None, None
+
+
+class _TritonGated(torch.autograd.Function):
+    """Gate, up and SwiGLU. The base products are written first; what adds the adapters' part to
+    them goes on to SwiGLU, so that gate and up are read once.
+
+    Without adapters the group and SwiGLU after it do as well: use this one only with.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        anchor: Tensor | None,
+        linears: TritonLinears,
+        adapters: Adapters,
+        bases: tuple[BaseLinear, ...],
+        sites: tuple[int, ...],
+    ) -> Tensor:
+        ctx.linears, ctx.adapters, ctx.bases, ctx.sites = linears, adapters, bases, sites
+        s = _shrink(x_TD, adapters, sites)
+        gate_TF, up_TF = (base.forward(x_TD) for base in bases)
+        needs_backward = any(ctx.needs_input_grad)
+        h_TF = expand_swiglu(s, adapters, sites, gate_TF, up_TF, keep=needs_backward)
+        if needs_backward:
+            ctx.save_for_backward(x_TD, s, gate_TF, up_TF)
+        return h_TF
+
+    @staticmethod
+    def backward(ctx: Any, dh_TF: Tensor) -> tuple[Tensor | None, ...]:
+        x_TD, s, gate_TF, up_TF = ctx.saved_tensors
+        dys_TF = swiglu_backward(dh_TF.contiguous(), gate_TF, up_TF)
+        return _group_backward(ctx, x_TD, [s], dys_TF), None, None, None, None, None
+
+
+def _shrink(x_TD: Tensor, adapters: Adapters, sites: tuple[int, ...]) -> Tensor:
+    is_decode = adapters.plan.tile_rows == DECODE_TILE_ROWS
+    return shrink(x_TD, adapters, sites, is_split=is_decode)
+
+
+def _group_backward(
+    ctx: Any, x_TD: Tensor, projections: Sequence[Tensor], dys_TO: Sequence[Tensor | None]
+) -> Tensor | None:
+    """Add the adapters' gradients to the stages; returns the gradient of the input if wanted."""
+    adapters, sites = ctx.adapters, ctx.sites
+    dys = [None if dy is None else dy.contiguous() for dy in dys_TO]
+    if all(dy is None for dy in dys):
+        return None
+    needs_dx, is_started = ctx.needs_input_grad[0], bool(projections)
+    dx_TD = torch.empty_like(x_TD) if needs_dx else None
+    if projections:
+        ds = shrink_gradient(dys, adapters, sites)
+        weight_gradients(x_TD, dys, projections[0], ds, adapters, sites)
+        ctx.linears.mark_written(sites)
+        if dx_TD is not None:
+            expand_input(ds, adapters, sites, dx_TD, accumulate=False)
+    if dx_TD is not None:
+        for base, dy in zip(ctx.bases, dys, strict=True):
+            if dy is not None:
+                base.backward_input(dy, dx_TD, accumulate=is_started)
+                is_started = True
+    return dx_TD

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.linear import BaseLinear
+from ..model.linear import BaseLinear, Linears
 
 LENGTHS = (11, 14)  # tokens of the two probe sequences
 
@@ -37,7 +37,7 @@ def reached_rows(watch: "WatchingLinears", hidden_TD: Tensor, first_rows: int) -
     return dict(watch.reached_T)
 
 
-class WatchingLinears:
+class WatchingLinears(Linears):
     """Frozen linears that note which rows of which site the output depends on.
 
     Args:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Attention
 from .checkpoint_files import read_weights
 from .config import MODULES, ModelConfig, linear_name
-from .linear import BaseLinear, DenseLinear, Linears
+from .linear import BaseLinear, Linears, base_linear
 from .pieces import Pieces, TorchPieces
 from .rope import Rope
 
@@ -73,11 +73,12 @@ class Decoder:
         self.embed = weights["model.embed_tokens.weight"]
         self.device, self.dtype = self.embed.device, self.embed.dtype
         head = self.embed if config.is_tied else weights["lm_head.weight"]
-        self.head: BaseLinear = DenseLinear(head, row_tile=row_tile)
+        linear = partial(base_linear, row_tile=row_tile, uses_triton=uses_triton)
+        self.head = linear(head)
         self._pieces = _pieces(uses_triton, is_deterministic=row_tile > 0)
         self._norm_D = weights["model.norm.weight"]
         self._rope = Rope(config, self.device, self.dtype)
-        self._layers = [_layer(config, weights, i, row_tile) for i in range(config.num_layers)]
+        self._layers = [_layer(config, weights, i, linear) for i in range(config.num_layers)]
 
     @classmethod
     def load(
@@ -157,8 +158,7 @@ class Decoder:
         mixed_THK = attention.attend(layer.index, q_THK, k_TGK, v_TGK)
         (delta_TD,) = linears.group(mixed_THK.flatten(1), layer.o.bases, layer.o.sites)
         x_TD, normed_TD = pieces.add_rms_norm(x_TD, delta_TD, layer.mlp_norm_D, eps)
-        gate_TF, up_TF = linears.group(normed_TD, layer.gate_up.bases, layer.gate_up.sites)
-        inner_TF = pieces.swiglu(gate_TF, up_TF)
+        inner_TF = linears.gated(normed_TD, layer.gate_up.bases, layer.gate_up.sites, pieces)
         (delta_TD,) = linears.group(inner_TF, layer.down.bases, layer.down.sites)
         return x_TD, delta_TD
 
@@ -171,12 +171,16 @@ def _pieces(uses_triton: bool, is_deterministic: bool) -> Pieces:
     return TritonPieces()
 
 
-def _layer(config: ModelConfig, weights: dict[str, Tensor], index: int, row_tile: int) -> Layer:
+def _layer(
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    index: int,
+    linear: Callable[[Tensor, Tensor | None], BaseLinear],
+) -> Layer:
     def group(*modules: str) -> Group:
         names = [linear_name(index, module) for module in modules]
         bases = tuple(
-            DenseLinear(weights[f"{name}.weight"], weights.get(f"{name}.bias"), row_tile)
-            for name in names
+            linear(weights[f"{name}.weight"], weights.get(f"{name}.bias")) for name in names
         )
         return Group(bases, tuple(config.site_index(index, module) for module in modules))
 

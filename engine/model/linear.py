@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .pieces import Pieces
+
+# Where the Triton kernels compute: whether base products are ours as well and take the adapters'
+# part inside, or cuBLAS adds them to that part. Deterministic mode always multiplies by ours.
+ADAPTERS_INSIDE = False
+
 
 class BaseLinear(Protocol):
     """A frozen linear layer, whatever its storage: plain, quantised, or one shard of it."""
@@ -37,6 +43,9 @@ class DenseLinear:
     With `row_tile` > 0 rows are computed in tiles of that many rows, so that the bits of a row
     depend neither on the number nor on the values of the other rows; the number of rows must then
     be a multiple of 16.
+
+    On CUDA `accumulate` is one product that reads `out` while it multiplies, for any stride of its
+    rows: nothing is allocated or copied, and it rounds once. A bias is added apart.
     """
 
     def __init__(self, weight_OD: Tensor, bias_O: Tensor | None = None, row_tile: int = 0) -> None:
@@ -108,6 +117,22 @@ class DenseLinear:
 _COLUMNS = 2048  # of 1024, 2048, 4096 and 8192 all within 3 % (256 rows, width 512, float32)
 
 
+def base_linear(
+    weight_OD: Tensor, bias_O: Tensor | None = None, row_tile: int = 0, uses_triton: bool = False
+) -> BaseLinear:
+    """The linear layer that serves a plain weight.
+
+    Args:
+        row_tile: above 0 in deterministic mode; see `DenseLinear`.
+        uses_triton: the Triton kernels compute what stands around it.
+    """
+    if uses_triton and (row_tile or ADAPTERS_INSIDE):
+        from .gpu_linear import TritonLinear  # imports triton
+
+        return TritonLinear(weight_OD, bias_O)
+    return DenseLinear(weight_OD, bias_O, row_tile)
+
+
 def can_use_onednn(weight: Tensor) -> bool:
     """Whether oneDNN multiplies this weight: float32 on an x86 CPU.
 
@@ -142,8 +167,19 @@ class Linears(Protocol):
             One output [T, O] per base; they may be views of one tensor.
         """
 
+    def gated(
+        self,
+        x_TD: Tensor,
+        bases: tuple[BaseLinear, ...],
+        sites: tuple[int, ...],
+        pieces: Pieces,
+    ) -> Tensor:
+        """Apply (gate, up) as `group` does and return silu(gate) * up, [T, F]."""
+        gate_TF, up_TF = self.group(x_TD, bases, sites)
+        return pieces.swiglu(gate_TF, up_TF)
 
-class FrozenLinears:
+
+class FrozenLinears(Linears):
     """The base model alone: outputs, and the gradient of the input where one is asked for."""
 
     def group(

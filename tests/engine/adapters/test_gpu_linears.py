@@ -6,6 +6,7 @@ import torch
 from lora_helpers import (
     GROUPS,
     SITES,
+    TOLERANCE,
     check_against_oracle,
     gradient_matrices,
     inputs,
@@ -18,6 +19,8 @@ from lora_helpers import (
 
 from weft.engine.adapters.binding import Binder
 from weft.engine.adapters.store import AdapterStore, Run
+from weft.engine.model.gpu_pieces import TritonPieces
+from weft.engine.model.pieces import TorchPieces
 
 QKV = GROUPS[0]
 
@@ -128,3 +131,30 @@ def test_bfloat16_is_as_close_as_the_batched_form() -> None:
         ]
     for ours, batched in zip(errors[True], errors[False], strict=True):
         assert ours <= 2 * batched
+
+
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_gate_and_up_with_what_follows_them_are_those_of_the_batched_form(
+    store: AdapterStore, is_bare: bool
+) -> None:
+    sites = GROUPS[2]
+    x_TD, (dh_TF, _) = inputs(40, sites)
+    found = []
+    for own, pieces in ((store, TritonPieces()), (make_store(), TorchPieces())):
+        runs: list[Run | None] = [make_run(own, 7), None, make_run(own, 40, mask=1)]
+        runs[0] = None if is_bare else runs[0]
+        held = [run for run in runs if run is not None]
+        own.begin(*held)
+        linears = Binder(own).bind(
+            [None if run is None else run.version for run in runs], runs, [20, 3, 9]
+        )
+        x = x_TD.to(own.device).requires_grad_()
+        h_TF = linears.gated(x, make_bases(sites, like=x.detach()), sites, pieces)
+        torch.autograd.backward(h_TF, dh_TF.to(own.device))
+        linears.flush()
+        own.commit(*held)
+        assert x.grad is not None
+        gradients = gradient_matrices(own, held[0])
+        found.append([h_TF.detach(), x.grad, *(gradients[name] for name in sorted(gradients))])
+    for ours, theirs in zip(*found, strict=True):
+        assert rms_error(ours, theirs) < TOLERANCE if theirs.any() else not ours.any()
