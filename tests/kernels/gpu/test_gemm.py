@@ -92,6 +92,17 @@ def test_rows_may_lie_apart_and_what_is_between_them_stays(
     assert wide[:, :2].isnan().all()
 
 
+def test_the_bias_is_added_before_the_only_rounding(device: torch.device) -> None:
+    ones = torch.ones(1, 16, dtype=torch.bfloat16, device=device)
+    bias = torch.full((1,), 2.0**-5, dtype=torch.bfloat16, device=device)
+    weight = torch.full_like(ones, 1.0)
+    weight[0, 0] = 1 - 2.0**-8  # the sum, 16 - 2^-8, would be rounded to 16
+
+    y = linear(ones, weight, torch.full_like(bias[None], -16.0), bias=bias, accumulate=True)
+
+    assert y.item() == 2.0**-5 - 2.0**-8
+
+
 @pytest.mark.parametrize("product", [linear, input_gradient])
 def test_rows_may_lie_beyond_two_billion_elements(
     device: torch.device, product: Callable[..., Tensor]
