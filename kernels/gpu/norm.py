@@ -30,7 +30,7 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor
     Returns:
         y, and rstd [T] for `rms_norm_backward`.
     """
-    _check(x_TD)
+    _check(weight_D, x_TD)
     y_TD, rstd_T = _outputs(x_TD)
     _forward_variant(x_TD.dtype, x_TD.shape[1], has_delta=False).launch(
         (len(x_TD),),
@@ -53,7 +53,7 @@ def add_rms_norm(
     The bits are those of the addition followed by `rms_norm`. Arguments as there; `delta_TD` like
     `x_TD`.
     """
-    _check(x_TD, delta_TD)
+    _check(weight_D, x_TD, delta_TD)
     sum_TD = torch.empty_like(x_TD)
     y_TD, rstd_T = _outputs(x_TD)
     _forward_variant(x_TD.dtype, x_TD.shape[1], has_delta=True).launch(
@@ -81,7 +81,7 @@ def rms_norm_backward(
         dsum_TD: gradient that reaches the sum on other ways; None for none.
     """
     others_TD = dy_TD if dsum_TD is None else dsum_TD
-    _check(x_TD, dy_TD, others_TD)
+    _check(weight_D, x_TD, dy_TD, others_TD)
     dx_TD = torch.empty_like(x_TD)
     _backward_variant(x_TD.dtype, x_TD.shape[1], has_sum=dsum_TD is not None).launch(
         (len(x_TD),),
@@ -103,12 +103,17 @@ def all_variants(shape: ModelShape) -> Iterator[Variant]:
             yield _backward_variant(dtype, shape.width, has_sum=flag)
 
 
-def _check(x_TD: Tensor, *others_TD: Tensor) -> None:
-    for other_TD in (x_TD, *others_TD):
-        if not other_TD.is_contiguous() or other_TD.shape != x_TD.shape:
+def _check(weight_D: Tensor, x_TD: Tensor, *others_TD: Tensor) -> None:
+    for rows_TD in (x_TD, *others_TD):
+        if not rows_TD.is_contiguous() or rows_TD.shape != x_TD.shape:
             raise ValueError(
-                f"rows {tuple(other_TD.shape)} with strides {other_TD.stride()} where contiguous "
+                f"rows {tuple(rows_TD.shape)} with strides {rows_TD.stride()} where contiguous "
                 f"{tuple(x_TD.shape)} are needed"
+            )
+        if rows_TD.dtype != weight_D.dtype or weight_D.shape != x_TD.shape[1:]:
+            raise ValueError(
+                f"{rows_TD.dtype} rows of {x_TD.shape[1]} beside {weight_D.dtype} weights of "
+                f"{tuple(weight_D.shape)}"
             )
 
 

@@ -85,7 +85,8 @@ def _launch(
         expected = num_tokens, 1, head_dim // 2
         if table_T1J.shape != expected or not table_T1J.is_contiguous():
             raise ValueError(f"angles {tuple(table_T1J.shape)} where contiguous {expected} are due")
-    unit, strides = _strides({"q": qk[0], "k": qk[1], **_named(dqk or qk)})
+    dq, dk = dqk or qk
+    unit, strides = _strides({"q": qk[0], "k": qk[1], "dq": dq, "dk": dk})
     q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in qk)
     weights = angles if norm is None else (norm.q_weight_K, norm.k_weight_K)
     block_heads, _ = _blocks(sizes)
@@ -93,8 +94,8 @@ def _launch(
         (num_tokens, sum(triton.cdiv(num, block_heads) for num in sizes[:2])),
         q_ptr=qk[0],
         k_ptr=qk[1],
-        dq_ptr=(dqk or qk)[0],
-        dk_ptr=(dqk or qk)[1],
+        dq_ptr=dq,
+        dk_ptr=dk,
         q_weight_ptr=weights[0],
         k_weight_ptr=weights[1],
         cos_ptr=angles[0],
@@ -107,18 +108,17 @@ def _launch(
     return q_out, k_out
 
 
-def _named(dqk: Heads) -> dict[str, Tensor]:
-    return {"dq": dqk[0], "dk": dqk[1]}
-
-
 def _strides(heads: dict[str, Tensor]) -> tuple[int, dict[str, int]]:
     """The unit, and the distance of tokens in units, of each [T, H, K]."""
-    head_dim = heads["q"].shape[2]
+    num_tokens, _, head_dim = heads["q"].shape
     for x_THK in heads.values():
-        _, num_heads, width = x_THK.shape
+        own_tokens, num_heads, width = x_THK.shape
+        is_alike = (own_tokens, width, x_THK.dtype) == (num_tokens, head_dim, heads["q"].dtype)
         has_gaps = num_heads > 1 and x_THK.stride(1) != width
-        if width != head_dim or (x_THK.numel() and (has_gaps or x_THK.stride(2) != 1)):
-            raise ValueError(f"heads {tuple(x_THK.shape)} with strides {x_THK.stride()}")
+        if not is_alike or (x_THK.numel() and (has_gaps or x_THK.stride(2) != 1)):
+            raise ValueError(
+                f"{x_THK.dtype} heads {tuple(x_THK.shape)} with strides {x_THK.stride()}"
+            )
     strides = {f"{name}_stride": x_THK.stride(0) for name, x_THK in heads.items()}
     unit = UNIT if all(size % UNIT == 0 for size in (head_dim // 2, *strides.values())) else 1
     return unit, {name: stride // unit for name, stride in strides.items()}

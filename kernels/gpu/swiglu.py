@@ -68,10 +68,13 @@ def all_variants(shape: ModelShape) -> Iterator[Variant]:
 
 def _strides(shape: torch.Size, **rows: Tensor) -> tuple[int, dict[str, int]]:
     """The unit, and the distance of rows in units, for each of some [T, F]."""
+    dtype = rows["gate"].dtype
     for x_TF in rows.values():
-        if x_TF.shape != shape or (x_TF.numel() and x_TF.stride(1) != 1):
+        is_alike = x_TF.shape == shape and x_TF.dtype == dtype
+        if not is_alike or (x_TF.numel() and shape[1] > 1 and x_TF.stride(1) != 1):
             raise ValueError(
-                f"rows {tuple(x_TF.shape)} with strides {x_TF.stride()} beside {tuple(shape)}"
+                f"{x_TF.dtype} rows {tuple(x_TF.shape)} with strides {x_TF.stride()} beside "
+                f"{dtype} {tuple(shape)}"
             )
     strides = {f"{name}_stride": x_TF.stride(0) for name, x_TF in rows.items()}
     unit = UNIT if all(size % UNIT == 0 for size in (shape[1], *strides.values())) else 1

@@ -127,6 +127,18 @@ def test_rows_with_gaps_are_refused(device: torch.device) -> None:
         norm.rms_norm(wide[:, :32], wide[0, :32], EPS)
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [
+        pytest.param(torch.zeros(32, dtype=torch.bfloat16), id="type"),
+        pytest.param(torch.zeros(31), id="width"),
+    ],
+)
+def test_weights_of_another_type_or_width_are_refused(weight: Tensor, device: torch.device) -> None:
+    with pytest.raises(ValueError, match="beside"):
+        norm.rms_norm(torch.zeros(4, 32, device=device), weight.to(device), EPS)
+
+
 @pytest.mark.parametrize("shape", PUBLISHED, ids=lambda shape: shape.name)
 def test_what_published_models_launch_is_enumerated(
     shape: ModelShape, monkeypatch: pytest.MonkeyPatch

@@ -158,6 +158,21 @@ def test_heads_with_gaps_are_refused(device: torch.device) -> None:
         rope.rotate((q[:, ::2], k), case.angles)
 
 
+def test_keys_of_another_type_or_number_are_refused(device: torch.device) -> None:
+    case = make_case((2, 4, 4, 32), torch.float32, device, has_norm=False)
+    q, k = case.qk
+    for keys in (k.bfloat16(), k[:1]):
+        with pytest.raises(ValueError, match="heads"):
+            rope.rotate((q, keys), case.angles)
+
+
+def test_angles_of_other_tokens_are_refused(device: torch.device) -> None:
+    case = make_case((2, 4, 4, 32), torch.float32, device, has_norm=False)
+    cos, sin = case.angles
+    with pytest.raises(ValueError, match="angles"):
+        rope.rotate(case.qk, (cos, sin[:1]))
+
+
 def test_a_norm_without_its_arguments_has_no_gradient(device: torch.device) -> None:
     case = make_case((1, 2, 1, 32), torch.float32, device, has_norm=True)
     with pytest.raises(ValueError, match="needs what was normed"):

@@ -83,6 +83,13 @@ def test_columns_with_gaps_are_refused(device: torch.device) -> None:
         swiglu.swiglu(gate[:, ::2], up[:, :16])
 
 
+def test_rows_of_another_type_or_number_are_refused(device: torch.device) -> None:
+    _, gate, up = inputs((2, 32), torch.float32, device)
+    for other in (up.bfloat16(), up[:1]):
+        with pytest.raises(ValueError, match="beside"):
+            swiglu.swiglu(gate, other)
+
+
 @pytest.mark.parametrize("shape", PUBLISHED, ids=lambda shape: shape.name)
 def test_what_published_models_launch_is_enumerated(
     shape: ModelShape, monkeypatch: pytest.MonkeyPatch
