@@ -15,8 +15,6 @@ from torch import Tensor
 
 from ...kernels.gpu.lora import (
     Adapters,
-    expand,
-    expand_input,
     expand_swiglu,
     shrink,
     shrink_gradient,
@@ -26,6 +24,7 @@ from ...kernels.gpu.swiglu import swiglu_backward
 from ...kernels.gpu.tiles import TileBuffers, build_tiles, site_table
 from ..model.linear import BaseLinear, Linears
 from ..model.pieces import Pieces
+from .gpu_products import choose_products
 from .lora_batch import Counts
 from .open_stages import close_stages, open_stages
 from .store import AdapterStore, Run, WeightsVersion
@@ -163,12 +162,7 @@ class TritonLinears(Linears):
 
 
 class _TritonGroup(torch.autograd.Function):
-    """The linears of one group. The anchor asks for a gradient where the input does not.
-
-    The adapters' part is written first and the base product added to it, so that what the linear
-    adds to reaches memory once: 1.07 of the frozen linears' bytes against 1.10 the other way round
-    (16 adapters of rank 16, width 4096).
-    """
+    """The linears of one group. The anchor asks for a gradient where the input does not."""
 
     @staticmethod
     def forward(
@@ -185,13 +179,10 @@ class _TritonGroup(torch.autograd.Function):
         if not adapters.plan.used_buckets:
             ctx.save_for_backward(x_TD)
             return tuple(base.forward(x_TD) for base in bases)
-        s = _shrink(x_TD, adapters, sites)
-        ys = tuple(x_TD.new_empty(len(x_TD), base.shape[0]) for base in bases)
-        expand(s, adapters, sites, ys, accumulate=False)
-        for base, y_TO in zip(bases, ys, strict=True):
-            base.forward(x_TD, y_TO, accumulate=True)
+        products = choose_products(bases)
+        s = _shrink(x_TD, adapters, sites, can_split=products.takes_planes)
         ctx.save_for_backward(x_TD, s)
-        return ys
+        return products.forward(x_TD, s, adapters, bases, sites)
 
     @staticmethod
     def backward(ctx: Any, *dys_TO: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -218,7 +209,7 @@ class _TritonGated(torch.autograd.Function):
         sites: tuple[int, ...],
     ) -> Tensor:
         ctx.linears, ctx.adapters, ctx.bases, ctx.sites = linears, adapters, bases, sites
-        s = _shrink(x_TD, adapters, sites)
+        s = _shrink(x_TD, adapters, sites, can_split=True)
         gate_TF, up_TF = (base.forward(x_TD) for base in bases)
         needs_backward = any(ctx.needs_input_grad)
         h_TF = expand_swiglu(s, adapters, sites, gate_TF, up_TF, keep=needs_backward)
@@ -233,9 +224,9 @@ class _TritonGated(torch.autograd.Function):
         return _group_backward(ctx, x_TD, [s], dys_TF), None, None, None, None, None
 
 
-def _shrink(x_TD: Tensor, adapters: Adapters, sites: tuple[int, ...]) -> Tensor:
+def _shrink(x_TD: Tensor, adapters: Adapters, sites: tuple[int, ...], *, can_split: bool) -> Tensor:
     is_decode = adapters.plan.tile_rows == DECODE_TILE_ROWS
-    return shrink(x_TD, adapters, sites, is_split=is_decode)
+    return shrink(x_TD, adapters, sites, is_split=is_decode and can_split)
 
 
 def _group_backward(
@@ -246,17 +237,15 @@ def _group_backward(
     dys = [None if dy is None else dy.contiguous() for dy in dys_TO]
     if all(dy is None for dy in dys):
         return None
-    needs_dx, is_started = ctx.needs_input_grad[0], bool(projections)
-    dx_TD = torch.empty_like(x_TD) if needs_dx else None
+    needs_dx = ctx.needs_input_grad[0]
     if projections:
         ds = shrink_gradient(dys, adapters, sites)
         weight_gradients(x_TD, dys, projections[0], ds, adapters, sites)
         ctx.linears.mark_written(sites)
-        if dx_TD is not None:
-            expand_input(ds, adapters, sites, dx_TD, accumulate=False)
-    if dx_TD is not None:
-        for base, dy in zip(ctx.bases, dys, strict=True):
-            if dy is not None:
-                base.backward_input(dy, dx_TD, accumulate=is_started)
-                is_started = True
+        products = choose_products(ctx.bases)
+        return products.input_gradient(dys, ds, adapters, ctx.bases, sites) if needs_dx else None
+    dx_TD: Tensor | None = None
+    for base, dy in zip(ctx.bases, dys, strict=True):
+        if needs_dx and dy is not None:
+            dx_TD = base.backward_input(dy, dx_TD, accumulate=dx_TD is not None)
     return dx_TD

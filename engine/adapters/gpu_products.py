@@ -18,6 +18,10 @@ from ..model.linear import ADAPTERS_INSIDE, BaseLinear
 class Products(Protocol):
     """How base linears and adapters make up the outputs of a group and the input's gradient."""
 
+    @property
+    def takes_planes(self) -> bool:
+        """Whether `forward` takes projections that `shrink` has split."""
+
     def forward(
         self,
         x_TD: Tensor,
@@ -56,6 +60,8 @@ class DeltaFirst:
     linears, and rounds the adapters' part apart.
     """
 
+    takes_planes = True
+
     def forward(
         self,
         x_TD: Tensor,
@@ -92,6 +98,8 @@ class Inside:
     Takes base linears of `gpu_linear`, and projections that are not split.
     """
 
+    takes_planes = False
+
     def forward(
         self,
         x_TD: Tensor,
@@ -124,9 +132,10 @@ class Inside:
         )
 
 
-def choose_products(inside: bool = ADAPTERS_INSIDE) -> Products:
-    """The form that runs."""
-    return Inside() if inside else DeltaFirst()
+def choose_products(bases: Sequence[BaseLinear], inside: bool = ADAPTERS_INSIDE) -> Products:
+    """The form that runs for these linears; those of hosted models are never our own."""
+    is_own = all(isinstance(base, TritonLinear) for base in bases)
+    return Inside() if inside and is_own else DeltaFirst()
 
 
 def _own(base: BaseLinear) -> TritonLinear:

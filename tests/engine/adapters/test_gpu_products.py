@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weft.engine.adapters.gpu_products import DeltaFirst, Inside, Products, choose_products
 from weft.engine.model.gpu_linear import TritonLinear
-from weft.engine.model.linear import ADAPTERS_INSIDE, BaseLinear, DenseLinear
+from weft.engine.model.linear import BaseLinear, DenseLinear
 from weft.kernels.gpu.lora import shrink, shrink_gradient
 
 FORMS = [
@@ -65,6 +65,9 @@ def test_inside_takes_our_own_linears_only() -> None:
         run(Inside(), [base], batch, x, [batch.rows(48)])
 
 
-def test_one_constant_chooses() -> None:
-    assert type(choose_products()) is (Inside if ADAPTERS_INSIDE else DeltaFirst)
-    assert type(choose_products(inside=True)) is Inside
+def test_adapters_go_inside_our_own_products_only() -> None:
+    weight_OD = torch.zeros(4, 4)
+    own, foreign = TritonLinear(weight_OD), DenseLinear(weight_OD)
+    assert type(choose_products([own, own], inside=True)) is Inside
+    assert type(choose_products([own, foreign], inside=True)) is DeltaFirst
+    assert type(choose_products([own], inside=False)) is DeltaFirst
