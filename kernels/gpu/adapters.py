@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..layout import Layout
+from ..layout import Layout, padded
 from .tiles import TileBuffers, TilePlan
 
 A, BT = 0, 1  # halves of a site in the table
@@ -93,6 +93,17 @@ class Adapters:
                 raise ValueError(f"site {site} takes contiguous rows {shape}, not {found}")
             if tensor.dtype != self.weights.dtype:
                 raise ValueError(f"rows of {tensor.dtype}, adapters of {self.weights.dtype}")
+
+
+def width_arguments(width: int) -> dict[str, int]:
+    """A width and the pitch of its rank rows, in units, so that one form serves every width."""
+    unit = width_unit(width)
+    return {"width_units": width // unit, "pitch_units": padded(width) // 16}
+
+
+def width_unit(width: int) -> int:
+    """16 elements where the width allows it: loads of rows are wide only then."""
+    return 16 if width % 16 == 0 else 1
 
 
 def alike(tensors: Sequence[Tensor | None]) -> Iterator[list[int]]:

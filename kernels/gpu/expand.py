@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import padded
-from .adapters import Adapters, three
+from .adapters import Adapters, three, width_arguments, width_unit
 from .records import (
     block_place,
     bucket_tiles,
@@ -28,13 +27,23 @@ from .records import (
     tile_record,
 )
 from .shapes import ModelShape
-from .shrink import DTYPES, TILE_ROWS, check_tiles, slab_of, sum_planes
+from .shrink import TILE_ROWS, check_tiles, sum_planes, tile_forms
 from .tiles import BUCKETS
 from .variants import Variant, type_name
 
 # Columns of a program, and rank rows of a product; those of float32 are unrolled.
 BLOCKS = {torch.bfloat16: (128, 64), torch.float32: (64, 16)}
-INTEGERS = ["site", "half", "num_sites", "s_units", "plane_units", "num_planes", "granule_units"]
+INTEGERS = [
+    "site",
+    "half",
+    "num_sites",
+    "s_units",
+    "plane_units",
+    "num_planes",
+    "granule_units",
+    "width_units",
+    "pitch_units",
+]
 TABLES = {
     "table_ptr": "*i32",
     "header_ptr": "*i32",
@@ -62,11 +71,11 @@ def launch(
     is_split = s.dim() == 2
     for bucket in plan.used_buckets if accumulate else (0, *plan.used_buckets):
         form = expand_variant(
-            width,
             bucket,
             plan.tile_rows,
             ys[0].dtype,
-            num_summed=num_summed,
+            unit=width_unit(width),
+            is_sum=num_summed > 1 and bucket > 0,
             accumulate=accumulate,
             is_split=is_split and bucket > 0,
         )
@@ -74,7 +83,9 @@ def launch(
         form.launch(
             (num_columns * len(ys), plan.num_tiles(bucket)),
             **three("y", ys),
+            num_summed=num_summed,
             **arguments(s, adapters, site, half),
+            **width_arguments(width),
         )
 
 
@@ -105,8 +116,8 @@ def add_product(
     scale,
     plane_size,
     num_planes,
-    WIDTH: tl.constexpr,
-    PITCH: tl.constexpr,
+    width,
+    pitch,
     BUCKET: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -125,16 +136,14 @@ def add_product(
             s = (total * scale).to(weights_ptr.dtype.element_ty)
         else:
             s = tl.load(s_ptr + s_places, mask=is_row[:, None], other=0.0)
-        is_weight = (ranks < rank)[:, None]
-        if WIDTH % BLOCK_O != 0:
-            is_weight &= (cols < WIDTH)[None, :]
-        rows = ranks.to(tl.int64)[:, None] * PITCH
+        is_weight = (ranks < rank)[:, None] & (cols < width)[None, :]
+        rows = ranks.to(tl.int64)[:, None] * pitch
         w = tl.load(weights_ptr + rows + cols[None, :], mask=is_weight, other=0.0)
         acc = tl.dot(tl.trans(w), tl.trans(s), acc, input_precision="ieee")
     return acc
 
 
-@triton.jit(do_not_specialize=INTEGERS)
+@triton.jit(do_not_specialize=[*INTEGERS, "num_summed"])
 def _expand_kernel(
     s_ptr,
     weights_ptr,
@@ -153,9 +162,11 @@ def _expand_kernel(
     plane_units,
     num_planes,
     granule_units,
-    WIDTH: tl.constexpr,
-    PITCH: tl.constexpr,
-    NUM_SUMMED: tl.constexpr,
+    width_units,
+    pitch_units,
+    num_summed,
+    UNIT: tl.constexpr,
+    IS_SUM: tl.constexpr,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -164,7 +175,7 @@ def _expand_kernel(
     ACCUMULATE: tl.constexpr,
     IS_SPLIT: tl.constexpr,
 ):
-    """y[t] (+)= sum over NUM_SUMMED sites, in order, of w^T s[t].
+    """y[t] (+)= sum over num_summed sites, in order, of w^T s[t].
 
     A program takes one tile, BLOCK_O columns and one output; the first site of output i is
     `site + i`. Without ACCUMULATE rows that no adapter applies to become zero, else they stay.
@@ -175,15 +186,16 @@ def _expand_kernel(
     segment, row, rows = tile_record(tiles_ptr, first_tile + tl.program_id(1))
     start, rank, mask = segment_adapter(segments_ptr, segment)
     segment_row, _, s_start = segment_rows(segments_ptr, segment)
-    output = tl.program_id(0) // tl.cdiv(WIDTH, BLOCK_O)
-    cols = tl.program_id(0) % tl.cdiv(WIDTH, BLOCK_O) * BLOCK_O + tl.arange(0, BLOCK_O)
+    width = width_units * UNIT
+    output = tl.program_id(0) // tl.cdiv(width, BLOCK_O)
+    cols = tl.program_id(0) % tl.cdiv(width, BLOCK_O) * BLOCK_O + tl.arange(0, BLOCK_O)
     steps = tl.arange(0, BLOCK_T)
     is_row = steps < rows
     scale = tl.load(scales_ptr + segment)
     acc = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
     num_applied = 0
     if BUCKET > 0:
-        for index in range(NUM_SUMMED):
+        for index in range(num_summed if IS_SUM else 1):
             local = output + index
             place = site_place(table_ptr, mask, site + local, half, num_sites)
             num_applied += (place >= 0).to(tl.int32)
@@ -199,43 +211,43 @@ def _expand_kernel(
                 scale,
                 plane_units.to(tl.int64) * 16,
                 num_planes,
-                WIDTH,
-                PITCH,
+                width,
+                pitch_units * 16,
                 BUCKET,
                 BLOCK_O,
                 BLOCK_R,
                 IS_SPLIT,
             )
     y_ptr = pick(output, y0_ptr, y1_ptr, y2_ptr)
-    y_places = y_ptr + (row + steps).to(tl.int64)[:, None] * WIDTH + cols[None, :]
+    y_places = y_ptr + (row + steps).to(tl.int64)[:, None] * width + cols[None, :]
     if ACCUMULATE:
         is_row = steps < tl.where(num_applied > 0, rows, 0)
-    is_in = is_row[:, None]
-    if WIDTH % BLOCK_O != 0:
-        is_in &= (cols < WIDTH)[None, :]
+    is_in = is_row[:, None] & (cols < width)[None, :]
     y = tl.trans(acc)
     if ACCUMULATE:
         y += tl.load(y_places, mask=is_in, other=0.0).to(tl.float32)
     tl.store(y_places, y.to(y0_ptr.dtype.element_ty), mask=is_in)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def expand_variant(
-    width: int,
     bucket: int,
     tile_rows: int,
     dtype: torch.dtype,
     *,
-    num_summed: int = 1,
+    unit: int = 16,
+    is_sum: bool = False,
     accumulate: bool,
     is_split: bool = False,
 ) -> Variant:
-    """The form for outputs of `width` elements; bucket 0 writes zeros."""
-    check_tiles(bucket, tile_rows)
+    """The form for adapters of a bucket; bucket 0 writes zeros."""
+    check_tiles(bucket, tile_rows, dtype)
     element = type_name(dtype)
     block_o, block_r = BLOCKS[dtype]
     return Variant(
-        name=f"{element} width {width} bucket {bucket} rows {tile_rows} summed {num_summed}"
+        name=f"{element} bucket {bucket} rows {tile_rows}"
+        + f" unit {unit}" * (unit != 16)
+        + " sum" * is_sum
         + " add" * accumulate
         + " split" * is_split,
         kernel=_expand_kernel,
@@ -244,12 +256,11 @@ def expand_variant(
             "weights_ptr": f"*{element}",
             **{f"y{index}_ptr": f"*{element}" for index in range(3)},
             **TABLES,
-            **dict.fromkeys(INTEGERS, "i32"),
+            **dict.fromkeys([*INTEGERS, "num_summed"], "i32"),
         },
         constants={
-            "WIDTH": width,
-            "PITCH": padded(width),
-            "NUM_SUMMED": num_summed,
+            "UNIT": unit,
+            "IS_SUM": is_sum,
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
@@ -266,14 +277,10 @@ def expand_variant(
 
 
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
-    """Every variant that a model can launch."""
-    for inputs, outputs in shape.groups:
-        has_slabs = slab_of(inputs)[1] > 1
-        for tile_rows, dtype, accumulate in product(TILE_ROWS, DTYPES, (False, True)):
-            for bucket in BUCKETS[accumulate:]:
-                form = partial(expand_variant, accumulate=accumulate)
-                yield form(inputs, bucket, tile_rows, dtype, num_summed=len(outputs))
-                for width in sorted(set(outputs)):
-                    yield form(width, bucket, tile_rows, dtype)
-                    if has_slabs and bucket:
-                        yield form(width, bucket, tile_rows, dtype, is_split=True)
+    """Every variant that a model can launch, whatever its shape."""
+    for dtype, heights in TILE_ROWS.items():
+        for tile_rows in heights:
+            yield expand_variant(0, tile_rows, dtype, accumulate=False)
+    for (bucket, tile_rows, dtype), accumulate in product(tile_forms(), (False, True)):
+        form = partial(expand_variant, bucket, tile_rows, dtype, accumulate=accumulate)
+        yield from (form(), form(is_sum=True), form(is_split=True))

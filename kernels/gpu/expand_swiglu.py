@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import product
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import padded
-from .adapters import BT, Adapters
+from .adapters import BT, Adapters, width_arguments, width_unit
 from .expand import BLOCKS, INTEGERS, TABLES, add_product, arguments
 from .records import (
     block_place,
@@ -21,7 +19,7 @@ from .records import (
     tile_record,
 )
 from .shapes import ModelShape
-from .shrink import DTYPES, TILE_ROWS, check_tiles, slab_of
+from .shrink import TILE_ROWS, check_tiles, tile_forms
 from .swiglu import gated
 from .tiles import BUCKETS
 from .variants import Variant, type_name
@@ -40,11 +38,11 @@ def launch(
     """One launch for each bucket that has tiles, rows without adapter included."""
     plan, width = adapters.plan, gate.shape[1]
     for bucket in (0, *plan.used_buckets):
-        form = variant(
-            width,
+        form = swiglu_variant(
             bucket,
             plan.tile_rows,
             gate.dtype,
+            unit=width_unit(width),
             keep=keep and bucket > 0,
             is_split=s.dim() == 2 and bucket > 0,
         )
@@ -54,6 +52,7 @@ def launch(
             up_ptr=up,
             h_ptr=h,
             **arguments(s, adapters, site, BT),
+            **width_arguments(width),
         )
 
 
@@ -76,8 +75,9 @@ def _expand_swiglu_kernel(
     plane_units,
     num_planes,
     granule_units,
-    WIDTH: tl.constexpr,
-    PITCH: tl.constexpr,
+    width_units,
+    pitch_units,
+    UNIT: tl.constexpr,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -95,12 +95,11 @@ def _expand_swiglu_kernel(
     if tl.program_id(1) >= num_tiles:
         return
     segment, row, rows = tile_record(tiles_ptr, first_tile + tl.program_id(1))
+    width = width_units * UNIT
     cols = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     steps = tl.arange(0, BLOCK_T)
-    places = (row + steps).to(tl.int64)[:, None] * WIDTH + cols[None, :]
-    is_in = (steps < rows)[:, None]
-    if WIDTH % BLOCK_O != 0:
-        is_in &= (cols < WIDTH)[None, :]
+    places = (row + steps).to(tl.int64)[:, None] * width + cols[None, :]
+    is_in = (steps < rows)[:, None] & (cols < width)[None, :]
     gate = tl.load(gate_ptr + places, mask=is_in, other=0.0)
     up = tl.load(up_ptr + places, mask=is_in, other=0.0)
     if BUCKET > 0:
@@ -125,8 +124,8 @@ def _expand_swiglu_kernel(
             scale,
             plane_size,
             num_planes,
-            WIDTH,
-            PITCH,
+            width,
+            pitch_units * 16,
             BUCKET,
             BLOCK_O,
             BLOCK_R,
@@ -143,8 +142,8 @@ def _expand_swiglu_kernel(
             scale,
             plane_size,
             num_planes,
-            WIDTH,
-            PITCH,
+            width,
+            pitch_units * 16,
             BUCKET,
             BLOCK_O,
             BLOCK_R,
@@ -161,16 +160,23 @@ def _expand_swiglu_kernel(
     tl.store(h_ptr + places, h.to(h_ptr.dtype.element_ty), mask=is_in)
 
 
-@lru_cache(maxsize=256)
-def variant(
-    width: int, bucket: int, tile_rows: int, dtype: torch.dtype, *, keep: bool, is_split: bool
+@lru_cache(maxsize=128)
+def swiglu_variant(
+    bucket: int,
+    tile_rows: int,
+    dtype: torch.dtype,
+    *,
+    unit: int = 16,
+    keep: bool = False,
+    is_split: bool = False,
 ) -> Variant:
-    """The form for `width` features; bucket 0 is SwiGLU alone."""
-    check_tiles(bucket, tile_rows)
+    """The form for adapters of a bucket; bucket 0 is SwiGLU alone."""
+    check_tiles(bucket, tile_rows, dtype)
     element = type_name(dtype)
     block_o, block_r = BLOCKS[dtype]
     return Variant(
-        name=f"{element} width {width} bucket {bucket} rows {tile_rows}"
+        name=f"{element} bucket {bucket} rows {tile_rows}"
+        + f" unit {unit}" * (unit != 16)
         + " keep" * keep
         + " split" * is_split,
         kernel=_expand_swiglu_kernel,
@@ -181,8 +187,7 @@ def variant(
             **dict.fromkeys(INTEGERS, "i32"),
         },
         constants={
-            "WIDTH": width,
-            "PITCH": padded(width),
+            "UNIT": unit,
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
@@ -199,11 +204,12 @@ def variant(
 
 
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
-    """Every variant that a model can launch."""
-    width, has_slabs = shape.ffn_width, slab_of(shape.width)[1] > 1
-    for tile_rows, dtype in product(TILE_ROWS, DTYPES):
-        yield variant(width, 0, tile_rows, dtype, keep=False, is_split=False)
-        for bucket, keep in product(BUCKETS[1:], (False, True)):
-            yield variant(width, bucket, tile_rows, dtype, keep=keep, is_split=False)
-        for bucket in BUCKETS[1:] if has_slabs else ():
-            yield variant(width, bucket, tile_rows, dtype, keep=False, is_split=True)
+    """Every variant that a model can launch, whatever its shape."""
+    for dtype, heights in TILE_ROWS.items():
+        for tile_rows in heights:
+            yield swiglu_variant(0, tile_rows, dtype)
+    for form in tile_forms():
+        yield swiglu_variant(*form)
+        yield swiglu_variant(*form, keep=True)
+        yield swiglu_variant(*form, is_split=True)
+        yield swiglu_variant(*form, keep=True, is_split=True)

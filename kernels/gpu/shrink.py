@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import padded
-from .adapters import FULL_GRID, Adapters, three
+from .adapters import FULL_GRID, Adapters, three, width_arguments, width_unit
 from .records import (
     block_place,
     bucket_tiles,
@@ -27,13 +26,25 @@ from .shapes import ModelShape
 from .tiles import BUCKETS
 from .variants import UnknownVariant, Variant, type_name
 
-TILE_ROWS = (16, 64, 128)
-DTYPES = (torch.bfloat16, torch.float32)
+TILE_ROWS = {torch.bfloat16: (16, 64, 128), torch.float32: (16, 64)}
 MAX_RANK_BLOCK = 128  # rank rows of one program: two accumulators of 256 do not fit in registers
 SLAB = 1024  # columns; the least that is summed apart
+SLAB_UNIT = 128  # columns; a multiple of every program's step
 MAX_SLABS = 8
 WIDE = 65536  # columns, a vocabulary: more slabs, since its batches have few tiles
 MAX_WIDE_SLABS = 32
+_SLAB_UNIT = tl.constexpr(SLAB_UNIT)
+_INTEGERS = [
+    "site",
+    "half",
+    "num_sites",
+    "s_units",
+    "granule_units",
+    "width_units",
+    "pitch_units",
+    "slab_units",
+    "num_slabs",
+]
 
 
 def launch(
@@ -54,7 +65,7 @@ def launch(
         s, or the planes.
     """
     plan, width = adapters.plan, xs[0].shape[1]
-    num_slabs = slab_of(width)[1]
+    slab, num_slabs = slab_of(width)
     num_tiles = len(plan.tiles) - plan.num_tiles(0)
     is_split &= num_slabs > 1
     has_planes = is_split or (num_slabs > 1 and 2 * num_tiles * len(xs) <= FULL_GRID)
@@ -65,7 +76,7 @@ def launch(
         "s_units": adapters.s_units,
     }
     for bucket in plan.used_buckets:
-        form = shrink_variant(width, bucket, plan.tile_rows, xs[0].dtype, is_split=has_planes)
+        form = shrink_variant(bucket, plan.tile_rows, xs[0].dtype, width=width, is_split=has_planes)
         num_parts = len(xs) * (bucket // form.constants["BLOCK_R"])
         form.launch(
             (num_parts, plan.num_tiles(bucket), num_slabs if has_planes else 1),
@@ -73,6 +84,9 @@ def launch(
             s_ptr=planes,
             weights_ptr=adapters.weights,
             granule_units=adapters.granule_units,
+            slab_units=slab // SLAB_UNIT,
+            num_slabs=num_slabs,
+            **width_arguments(width),
             **common,
         )
         if has_planes and not is_split:
@@ -90,11 +104,11 @@ def slab_of(width: int) -> tuple[int, int]:
     """Columns of a slab and number of slabs, a constant of the width: the tree of its sums."""
     limit = MAX_WIDE_SLABS if width >= WIDE else MAX_SLABS
     wanted = min(limit, -(-width // SLAB))
-    slab = -(-width // (128 * wanted)) * 128
+    slab = -(-width // (SLAB_UNIT * wanted)) * SLAB_UNIT
     return slab, -(-width // slab)
 
 
-@triton.jit(do_not_specialize=["site", "half", "num_sites", "s_units", "granule_units"])
+@triton.jit(do_not_specialize=_INTEGERS)
 def _shrink_kernel(
     x0_ptr,
     x1_ptr,
@@ -111,10 +125,12 @@ def _shrink_kernel(
     num_sites,
     s_units,
     granule_units,
-    WIDTH: tl.constexpr,
-    PITCH: tl.constexpr,
-    SLAB: tl.constexpr,
-    NUM_SLABS: tl.constexpr,
+    width_units,
+    pitch_units,
+    slab_units,
+    num_slabs,
+    UNIT: tl.constexpr,
+    IS_EVEN: tl.constexpr,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -127,6 +143,7 @@ def _shrink_kernel(
     A program takes one tile, one site and BLOCK_R rank rows; split, one slab of them, which it
     writes to a plane of its own, in float32 and without the scale.
     """
+    width, slab_width = width_units * UNIT, slab_units * _SLAB_UNIT
     part = tl.program_id(0)
     first_tile, num_tiles = bucket_tiles(header_ptr, BUCKET_INDEX)
     if tl.program_id(1) >= num_tiles:
@@ -143,11 +160,11 @@ def _shrink_kernel(
     steps = tl.arange(0, BLOCK_T)
     is_row, is_rank = steps < rows, ranks < rank
     cols = tl.arange(0, BLOCK_K)
-    x_rows = x_ptr + (row + steps).to(tl.int64)[:, None] * WIDTH
+    x_rows = x_ptr + (row + steps).to(tl.int64)[:, None] * width
     weights_ptr += block_place(start, rank, place, granule_units)
-    w_rows = weights_ptr + ranks.to(tl.int64)[:, None] * PITCH
+    w_rows = weights_ptr + ranks.to(tl.int64)[:, None] * (pitch_units * 16)
 
-    first_slab, last_slab = 0, NUM_SLABS
+    first_slab, last_slab = 0, num_slabs
     if IS_SPLIT:
         first_slab = tl.program_id(2)
         last_slab = first_slab + 1
@@ -157,12 +174,12 @@ def _shrink_kernel(
     total = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
     for slab in range(first_slab, last_slab):
         acc = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
-        for col in range(slab * SLAB, min(slab * SLAB + SLAB, WIDTH), BLOCK_K):
-            if WIDTH % BLOCK_K == 0:
+        for col in range(slab * slab_width, min((slab + 1) * slab_width, width), BLOCK_K):
+            if IS_EVEN:
                 x = tl.load(x_rows + (col + cols)[None, :], mask=is_row[:, None], other=0.0)
                 w = tl.load(w_rows + (col + cols)[None, :], mask=is_rank[:, None], other=0.0)
             else:
-                is_col = (col + cols < WIDTH)[None, :]
+                is_col = (col + cols < width)[None, :]
                 x = tl.load(
                     x_rows + (col + cols)[None, :], mask=is_row[:, None] & is_col, other=0.0
                 )
@@ -242,32 +259,39 @@ _TABLES = {
 }
 
 
-@lru_cache(maxsize=256)
 def shrink_variant(
-    width: int, bucket: int, tile_rows: int, dtype: torch.dtype, *, is_split: bool
+    bucket: int, tile_rows: int, dtype: torch.dtype, *, width: int, is_split: bool
 ) -> Variant:
-    """The form for rows of `width` elements and adapters of a bucket."""
-    check_tiles(bucket, tile_rows)
+    """The form for adapters of a bucket and rows of `width` elements."""
+    block_k = 64 if dtype == torch.bfloat16 else 32
+    is_even = width % block_k == 0
+    return _shrink_variant(bucket, tile_rows, dtype, width_unit(width), is_even, is_split)
+
+
+@lru_cache(maxsize=256)
+def _shrink_variant(
+    bucket: int, tile_rows: int, dtype: torch.dtype, unit: int, is_even: bool, is_split: bool
+) -> Variant:
+    check_tiles(bucket, tile_rows, dtype)
     element = type_name(dtype)
-    slab, num_slabs = slab_of(width)
     is_half = dtype == torch.bfloat16  # else products are unrolled, and narrower
     block_r = min(bucket, MAX_RANK_BLOCK if is_half else 64)
-    integers = ("site", "half", "num_sites", "s_units", "granule_units")
     return Variant(
-        name=f"{element} width {width} bucket {bucket} rows {tile_rows}" + " split" * is_split,
+        name=f"{element} bucket {bucket} rows {tile_rows}"
+        + f" unit {unit}" * (unit != 16)
+        + " masked" * (not is_even)
+        + " split" * is_split,
         kernel=_shrink_kernel,
         types={
             **{f"x{index}_ptr": f"*{element}" for index in range(3)},
             "s_ptr": "*fp32" if is_split else f"*{element}",
             "weights_ptr": f"*{element}",
             **_TABLES,
-            **dict.fromkeys(integers, "i32"),
+            **dict.fromkeys(_INTEGERS, "i32"),
         },
         constants={
-            "WIDTH": width,
-            "PITCH": padded(width),
-            "SLAB": slab,
-            "NUM_SLABS": num_slabs,
+            "UNIT": unit,
+            "IS_EVEN": is_even,
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
@@ -285,7 +309,7 @@ def shrink_variant(
 @lru_cache(maxsize=64)
 def combine_variant(bucket: int, tile_rows: int, dtype: torch.dtype) -> Variant:
     """The form that adds the planes of a bucket's tiles."""
-    check_tiles(bucket, tile_rows)
+    check_tiles(bucket, tile_rows, dtype)
     element = type_name(dtype)
     integers = ("site", "half", "num_sites", "s_units", "num_planes")
     return Variant(
@@ -302,7 +326,7 @@ def combine_variant(bucket: int, tile_rows: int, dtype: torch.dtype) -> Variant:
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
         },
-        num_warps=8 if tile_rows * bucket > 64 * 64 else 4,
+        num_warps=min(8, max(1, tile_rows * bucket // 512)),
         max_narrow_loads=16,
     )
 
@@ -313,19 +337,25 @@ def check_bucket(bucket: int) -> None:
         raise UnknownVariant(f"no kernel for rank bucket {bucket}, only {BUCKETS}")
 
 
-def check_tiles(bucket: int, tile_rows: int) -> None:
+def check_tiles(bucket: int, tile_rows: int, dtype: torch.dtype) -> None:
     """Refuse buckets and heights of tiles that do not exist, with `UnknownVariant`."""
     check_bucket(bucket)
-    if tile_rows not in TILE_ROWS:
-        raise UnknownVariant(f"no kernel for tiles of {tile_rows} rows, only {TILE_ROWS}")
+    heights = TILE_ROWS.get(dtype, ())
+    if tile_rows not in heights:
+        raise UnknownVariant(f"no kernel for tiles of {tile_rows} rows of {dtype}, only {heights}")
+
+
+def tile_forms() -> Iterator[tuple[int, int, torch.dtype]]:
+    """Every rank bucket above 0, height of tiles and dtype."""
+    for dtype, heights in TILE_ROWS.items():
+        for bucket, tile_rows in product(BUCKETS[1:], heights):
+            yield bucket, tile_rows, dtype
 
 
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every variant that a model can launch."""
     widths = {width for inputs, outputs in shape.groups for width in (inputs, *outputs)}
-    for bucket, tile_rows, dtype in product(BUCKETS[1:], TILE_ROWS, DTYPES):
+    for bucket, tile_rows, dtype in tile_forms():
         yield combine_variant(bucket, tile_rows, dtype)
-        for width in sorted(widths):
-            yield shrink_variant(width, bucket, tile_rows, dtype, is_split=False)
-            if slab_of(width)[1] > 1:
-                yield shrink_variant(width, bucket, tile_rows, dtype, is_split=True)
+        for width, is_split in product(sorted(widths), (False, True)):
+            yield shrink_variant(bucket, tile_rows, dtype, width=width, is_split=is_split)

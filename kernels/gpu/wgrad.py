@@ -11,7 +11,6 @@ which writes a plane that another kernel adds.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ..layout import padded
 from . import tiles
-from .adapters import FULL_GRID, Adapters, three
+from .adapters import FULL_GRID, Adapters, three, width_unit
 from .records import (
     block_place,
     bucket_entries,
@@ -32,7 +31,7 @@ from .records import (
     site_place,
 )
 from .shapes import ModelShape
-from .shrink import DTYPES, check_bucket
+from .shrink import TILE_ROWS, check_bucket
 from .tiles import BUCKETS, ENTRY_COUNT, ENTRY_FIRST, SEGMENT_ROWS, TilePlan
 from .variants import Variant, type_name
 
@@ -43,6 +42,8 @@ MAX_PLANE_BYTES = 64 << 20  # of one launch; beyond it programs add all chunks o
 _TABLES = dict.fromkeys(
     ("table_ptr", "header_ptr", "segments_ptr", "entries_ptr", "order_ptr"), "*i32"
 )
+_INTEGERS = ["site", "half", "num_sites", "s_units", "width_units", "pitch_units"]
+_ADD_INTEGERS = ["site", "half", "num_sites", "num_chunks", "granule_units", "pitch_units"]
 _ENTRY_WIDTH = tl.constexpr(tiles.ENTRY_WIDTH)
 _ENTRY_FIRST = tl.constexpr(tiles.ENTRY_FIRST)
 _ENTRY_COUNT = tl.constexpr(tiles.ENTRY_COUNT)
@@ -56,16 +57,25 @@ def launch(us: list[Tensor], v: Tensor, adapters: Adapters, site: int, half: int
     One launch a bucket; two where one program for each entry would leave the device empty.
     """
     plan, width = adapters.plan, us[0].shape[1]
+    pitch, unit = padded(width), width_unit(width)
     if not len(plan.entries):
         return
     if adapters.gradients is None:
         raise ValueError("the plan has entries, but there are no gradients to add to")
-    common = {**adapters.entry_arguments(), **adapters.site_arguments(site, half)}
-    sources = {**three("u", us), "v_ptr": v, "s_units": adapters.s_units}
+    common = {
+        **adapters.entry_arguments(),
+        **adapters.site_arguments(site, half),
+        "pitch_units": pitch // 16,
+    }
+    sources = {
+        **three("u", us),
+        "v_ptr": v,
+        "s_units": adapters.s_units,
+        "width_units": width // unit,
+    }
     target = {"gradients_ptr": adapters.gradients, "granule_units": adapters.granule_units}
     for bucket in plan.used_buckets:
-        form = add_variant(width, bucket, v.dtype)
-        pitch = form.constants["PITCH"]
+        form = add_variant(bucket, v.dtype, unit)
         num_blocks = len(us) * (bucket // form.constants["BLOCK_R"]) * -(-pitch // BLOCK_D)
         num_entries = plan.num_entries(bucket)
         grid = plane_grid(plan, bucket, num_blocks, len(us) * bucket * pitch * 4)
@@ -74,10 +84,10 @@ def launch(us: list[Tensor], v: Tensor, adapters: Adapters, site: int, half: int
             continue
         num_planes, num_chunks = grid[0] * grid[1] * len(us), grid[1]
         planes = v.new_empty(num_planes * bucket * pitch, dtype=torch.float32)
-        plane_variant(width, bucket, v.dtype).launch(
+        plane_variant(bucket, v.dtype, unit).launch(
             (num_blocks, *grid), planes_ptr=planes, num_chunks=num_chunks, **sources, **common
         )
-        add_planes_variant(width, bucket).launch(
+        add_planes_variant(bucket).launch(
             (-(-bucket * pitch // SUM_BLOCK), num_entries, len(us)),
             planes_ptr=planes,
             num_chunks=num_chunks,
@@ -123,7 +133,7 @@ def _chunk_sum(
     end,
     cols,
     ranks,
-    WIDTH: tl.constexpr,
+    width,
     BUCKET: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -137,17 +147,15 @@ def _chunk_sum(
     for first in range(begin, end, BLOCK_T):
         steps = first + tl.arange(0, BLOCK_T)
         is_row = (steps < end)[:, None]
-        is_u = is_row
-        if WIDTH % BLOCK_D != 0:
-            is_u &= (cols < WIDTH)[None, :]
+        is_u = is_row & (cols < width)[None, :]
         places = steps.to(tl.int64)[:, None]
-        u = tl.load(u_ptr + places * WIDTH + cols[None, :], mask=is_u, other=0.0)
+        u = tl.load(u_ptr + places * width + cols[None, :], mask=is_u, other=0.0)
         v = tl.load(v_ptr + places * BUCKET + ranks[None, :], mask=is_row, other=0.0)
         acc = tl.dot(tl.trans(u), v, acc, input_precision="ieee")
     return acc
 
 
-@triton.jit(do_not_specialize=["site", "half", "num_sites", "s_units", "granule_units"])
+@triton.jit(do_not_specialize=[*_INTEGERS, "granule_units"])
 def _add_kernel(
     u0_ptr,
     u1_ptr,
@@ -164,8 +172,9 @@ def _add_kernel(
     num_sites,
     s_units,
     granule_units,
-    WIDTH: tl.constexpr,
-    PITCH: tl.constexpr,
+    width_units,
+    pitch_units,
+    UNIT: tl.constexpr,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -183,8 +192,9 @@ def _add_kernel(
     entry = entries_ptr + (first_entry + tl.program_id(1)) * _ENTRY_WIDTH
     first, count = tl.load(entry + _ENTRY_FIRST), tl.load(entry + _ENTRY_COUNT)
     _, rank, mask = segment_adapter(segments_ptr, tl.load(order_ptr + first))
-    block = tl.program_id(0) % tl.cdiv(PITCH, BLOCK_D)
-    part = tl.program_id(0) // tl.cdiv(PITCH, BLOCK_D)
+    pitch = pitch_units * 16
+    block = tl.program_id(0) % tl.cdiv(pitch, BLOCK_D)
+    part = tl.program_id(0) // tl.cdiv(pitch, BLOCK_D)
     local = part // (BUCKET // BLOCK_R)
     place = site_place(table_ptr, mask, site + local, half, num_sites)
     if place < 0:
@@ -192,10 +202,8 @@ def _add_kernel(
     cols = block * BLOCK_D + tl.arange(0, BLOCK_D)
     ranks = part % (BUCKET // BLOCK_R) * BLOCK_R + tl.arange(0, BLOCK_R)
     gradients_ptr += block_place(tl.load(entry + _ENTRY_GRADIENT), rank, place, granule_units)
-    g_places = gradients_ptr + ranks.to(tl.int64)[:, None] * PITCH + cols[None, :]
-    is_in = (ranks < rank)[:, None]
-    if PITCH % BLOCK_D != 0:
-        is_in &= (cols < PITCH)[None, :]
+    g_places = gradients_ptr + ranks.to(tl.int64)[:, None] * pitch + cols[None, :]
+    is_in = (ranks < rank)[:, None] & (cols < pitch)[None, :]
     old_rank = tl.where(tl.load(entry + _ENTRY_IS_FRESH) == 0, rank, 0)
     is_old = is_in & (ranks < old_rank)[:, None]
     total = tl.trans(tl.load(g_places, mask=is_old, other=0.0))
@@ -205,13 +213,13 @@ def _add_kernel(
         row, rows, s_start = segment_rows(segments_ptr, tl.load(order_ptr + unit))
         for chunk in range(0, rows, CHUNK):
             total += _chunk_sum(
-                u_ptr + row.to(tl.int64) * WIDTH,
+                u_ptr + row.to(tl.int64) * (width_units * UNIT),
                 v_ptr + s_start,
                 chunk,
                 min(chunk + CHUNK, rows),
                 cols,
                 ranks,
-                WIDTH,
+                width_units * UNIT,
                 BUCKET,
                 BLOCK_T,
                 BLOCK_D,
@@ -220,7 +228,7 @@ def _add_kernel(
     tl.store(g_places, tl.trans(total), mask=is_in)
 
 
-@triton.jit(do_not_specialize=["site", "half", "num_sites", "s_units", "num_chunks"])
+@triton.jit(do_not_specialize=[*_INTEGERS, "num_chunks"])
 def _plane_kernel(
     u0_ptr,
     u1_ptr,
@@ -237,8 +245,9 @@ def _plane_kernel(
     num_sites,
     s_units,
     num_chunks,
-    WIDTH: tl.constexpr,
-    PITCH: tl.constexpr,
+    width_units,
+    pitch_units,
+    UNIT: tl.constexpr,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -258,36 +267,35 @@ def _plane_kernel(
     if chunk >= rows:
         return
     _, rank, mask = segment_adapter(segments_ptr, segment)
-    block = tl.program_id(0) % tl.cdiv(PITCH, BLOCK_D)
-    part = tl.program_id(0) // tl.cdiv(PITCH, BLOCK_D)
+    pitch = pitch_units * 16
+    block = tl.program_id(0) % tl.cdiv(pitch, BLOCK_D)
+    part = tl.program_id(0) // tl.cdiv(pitch, BLOCK_D)
     local = part // (BUCKET // BLOCK_R)
     if site_place(table_ptr, mask, site + local, half, num_sites) < 0:
         return
     cols = block * BLOCK_D + tl.arange(0, BLOCK_D)
     ranks = part % (BUCKET // BLOCK_R) * BLOCK_R + tl.arange(0, BLOCK_R)
     acc = _chunk_sum(
-        pick(local, u0_ptr, u1_ptr, u2_ptr) + row.to(tl.int64) * WIDTH,
+        pick(local, u0_ptr, u1_ptr, u2_ptr) + row.to(tl.int64) * (width_units * UNIT),
         v_ptr + local.to(tl.int64) * s_units * 16 + s_start,
         chunk,
         min(chunk + CHUNK, rows),
         cols,
         ranks,
-        WIDTH,
+        width_units * UNIT,
         BUCKET,
         BLOCK_T,
         BLOCK_D,
         BLOCK_R,
     )
-    num_local = tl.num_programs(0) // tl.cdiv(PITCH, BLOCK_D) // (BUCKET // BLOCK_R)
+    num_local = tl.num_programs(0) // tl.cdiv(pitch, BLOCK_D) // (BUCKET // BLOCK_R)
     plane = (tl.program_id(1) * num_chunks + tl.program_id(2)).to(tl.int64) * num_local + local
-    is_in = (ranks < rank)[:, None]
-    if PITCH % BLOCK_D != 0:
-        is_in &= (cols < PITCH)[None, :]
-    places = planes_ptr + (plane * BUCKET + ranks)[:, None] * PITCH + cols[None, :]
+    is_in = (ranks < rank)[:, None] & (cols < pitch)[None, :]
+    places = planes_ptr + (plane * BUCKET + ranks)[:, None] * pitch + cols[None, :]
     tl.store(places, tl.trans(acc), mask=is_in)
 
 
-@triton.jit(do_not_specialize=["site", "half", "num_sites", "num_chunks", "granule_units"])
+@triton.jit(do_not_specialize=_ADD_INTEGERS)
 def _add_planes_kernel(
     planes_ptr,
     gradients_ptr,
@@ -301,7 +309,7 @@ def _add_planes_kernel(
     num_sites,
     num_chunks,
     granule_units,
-    PITCH: tl.constexpr,
+    pitch_units,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -313,56 +321,53 @@ def _add_planes_kernel(
     entry = entries_ptr + (first_entry + tl.program_id(1)) * _ENTRY_WIDTH
     first, count = tl.load(entry + _ENTRY_FIRST), tl.load(entry + _ENTRY_COUNT)
     _, rank, mask = segment_adapter(segments_ptr, tl.load(order_ptr + first))
-    local = tl.program_id(2)
+    local, pitch = tl.program_id(2), pitch_units * 16
     place = site_place(table_ptr, mask, site + local, half, num_sites)
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    is_in = offsets < rank * PITCH
+    is_in = offsets < rank * pitch
     if place < 0:
         return
     gradients_ptr += block_place(tl.load(entry + _ENTRY_GRADIENT), rank, place, granule_units)
     old_rank = tl.where(tl.load(entry + _ENTRY_IS_FRESH) == 0, rank, 0)
-    total = tl.load(gradients_ptr + offsets, mask=offsets < old_rank * PITCH, other=0.0)
+    total = tl.load(gradients_ptr + offsets, mask=offsets < old_rank * pitch, other=0.0)
     for unit in range(first, first + count):
         rows = segment_rows(segments_ptr, tl.load(order_ptr + unit))[1]
         for chunk in range(tl.cdiv(rows, CHUNK)):
             index = (unit - first_place) * num_chunks + chunk
-            plane = (index * tl.num_programs(2) + local).to(tl.int64) * BUCKET * PITCH
+            plane = (index * tl.num_programs(2) + local).to(tl.int64) * (BUCKET * pitch)
             total += tl.load(planes_ptr + plane + offsets, mask=is_in, other=0.0)
     tl.store(gradients_ptr + offsets, total, mask=is_in)
 
 
-@lru_cache(maxsize=256)
-def add_variant(width: int, bucket: int, dtype: torch.dtype) -> Variant:
+@lru_cache(maxsize=32)
+def add_variant(bucket: int, dtype: torch.dtype, unit: int = 16) -> Variant:
     """The form in which one program adds all chunks of an entry."""
-    return _variant(_add_kernel, width, bucket, dtype)
+    return _variant(_add_kernel, bucket, dtype, unit)
 
 
-@lru_cache(maxsize=256)
-def plane_variant(width: int, bucket: int, dtype: torch.dtype) -> Variant:
+@lru_cache(maxsize=32)
+def plane_variant(bucket: int, dtype: torch.dtype, unit: int = 16) -> Variant:
     """The form in which every chunk has a program of its own."""
-    return _variant(_plane_kernel, width, bucket, dtype)
+    return _variant(_plane_kernel, bucket, dtype, unit)
 
 
-def _variant(kernel: Any, width: int, bucket: int, dtype: torch.dtype) -> Variant:
+def _variant(kernel: Any, bucket: int, dtype: torch.dtype, unit: int) -> Variant:
     check_bucket(bucket)
     element, is_plane = type_name(dtype), kernel is _plane_kernel
     is_half = dtype == torch.bfloat16  # else products are unrolled, and narrower
-    target = "planes_ptr" if is_plane else "gradients_ptr"
-    integers = ("site", "half", "num_sites", "s_units")
-    last = "num_chunks" if is_plane else "granule_units"
+    integers = [*_INTEGERS, "num_chunks" if is_plane else "granule_units"]
     return Variant(
-        name=f"{element} width {width} bucket {bucket}",
+        name=f"{element} bucket {bucket}" + f" unit {unit}" * (unit != 16),
         kernel=kernel,
         types={
             **{f"u{index}_ptr": f"*{element}" for index in range(3)},
             "v_ptr": f"*{element}",
-            target: "*fp32",
+            "planes_ptr" if is_plane else "gradients_ptr": "*fp32",
             **_TABLES,
-            **dict.fromkeys((*integers, last), "i32"),
+            **dict.fromkeys(integers, "i32"),
         },
         constants={
-            "WIDTH": width,
-            "PITCH": padded(width),
+            "UNIT": unit,
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "CHUNK": chunk_rows(bucket),
@@ -377,22 +382,20 @@ def _variant(kernel: Any, width: int, bucket: int, dtype: torch.dtype) -> Varian
     )
 
 
-@lru_cache(maxsize=256)
-def add_planes_variant(width: int, bucket: int) -> Variant:
-    """The form that adds the planes of rank rows of `width` elements."""
+@lru_cache(maxsize=8)
+def add_planes_variant(bucket: int) -> Variant:
+    """The form that adds planes."""
     check_bucket(bucket)
-    integers = ("site", "half", "num_sites", "num_chunks", "granule_units")
     return Variant(
-        name=f"width {width} bucket {bucket}",
+        name=f"bucket {bucket}",
         kernel=_add_planes_kernel,
         types={
             "planes_ptr": "*fp32",
             "gradients_ptr": "*fp32",
             **_TABLES,
-            **dict.fromkeys(integers, "i32"),
+            **dict.fromkeys(_ADD_INTEGERS, "i32"),
         },
         constants={
-            "PITCH": padded(width),
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "CHUNK": chunk_rows(bucket),
@@ -403,10 +406,9 @@ def add_planes_variant(width: int, bucket: int) -> Variant:
 
 
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
-    """Every variant that a model can launch."""
-    widths = {width for inputs, outputs in shape.groups for width in (inputs, *outputs)}
-    for bucket, width in product(BUCKETS[1:], sorted(widths)):
-        yield add_planes_variant(width, bucket)
-        for dtype in DTYPES:
-            yield add_variant(width, bucket, dtype)
-            yield plane_variant(width, bucket, dtype)
+    """Every variant that a model can launch, whatever its shape."""
+    for bucket in BUCKETS[1:]:
+        yield add_planes_variant(bucket)
+        for dtype in TILE_ROWS:
+            yield add_variant(bucket, dtype)
+            yield plane_variant(bucket, dtype)

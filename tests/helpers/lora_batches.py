@@ -6,6 +6,7 @@ them is seen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -250,7 +251,8 @@ def torch_group(batch: Batch, x_TD: Tensor, dys: Sequence[Tensor]) -> tuple[Foun
     """
     x, no_s = x_TD.cpu(), x_TD.new_empty(0)
     ys = [x.new_zeros(batch.num_rows, width) for _, width in batch.layout.shapes]
-    dx, gradients, row = torch.zeros_like(x), {}, 0
+    gradients: dict[tuple[int, int, int], Tensor] = {}
+    dx, row = torch.zeros_like(x), 0
     for tenant, count in batch.units:
         rows = slice(row, row + count)
         row += count
@@ -299,7 +301,7 @@ def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     differences = sum(
         float((a.cpu().double() - b).square().sum()) for a, b in zip(found, exact, strict=True)
     )
-    return (differences / sum(float(b.square().sum()) for b in exact)) ** 0.5
+    return sqrt(differences / sum(float(b.square().sum()) for b in exact))
 
 
 def bits_of(batch: Batch, found: Found, tenant: Tenant) -> list[Tensor]:
