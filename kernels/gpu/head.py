@@ -12,13 +12,20 @@ from functools import lru_cache
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from .head_kernels import (
+    pair_logprobs_kernel,
+    pulls_kernel,
+    rows_gradient_kernel,
+    rows_logprobs_kernel,
+)
 from .shapes import ModelShape
 from .variants import Variant, type_name
 
-MAX_BLOCK = 8192  # columns that a program holds at a time
+SUM_BLOCK = 2048  # columns of a row that have sums of their own, eight a thread
+UNROLLED = 4  # such blocks that are on their way at a time
+GRADIENT_BLOCK = 8192  # columns of a program
 PAIRS = 128  # that a program looks up
 
 
@@ -60,6 +67,16 @@ def rows_logprobs(
         softcap=softcap,
     )
     return logprobs_C, norms_C2
+
+
+def row_bounds(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and log of its probability, as `kernels.head.logit_bounds`.
+
+    Bits of `logprobs` from these are those of `rows_logprobs`, in either type of the same logits.
+    """
+    targets_C = torch.zeros(len(logits_CV), dtype=torch.int64, device=logits_CV.device)
+    _, norms_C2 = rows_logprobs(logits_CV, targets_C)
+    return norms_C2[:, 0], -norms_C2[:, 1]
 
 
 def pair_logprobs(
@@ -126,7 +143,7 @@ def rows_gradient_(
             num_pairs=len(pulled_M),
         )
     gradient_variant(vocab_size, logits_CV.dtype, is_capped).launch(
-        (num_rows * triton.cdiv(vocab_size, block_size(vocab_size)),),
+        (num_rows * triton.cdiv(vocab_size, _block(vocab_size, GRADIENT_BLOCK)),),
         logits_ptr=_whole(logits_CV),
         targets_ptr=targets_C,
         norms_ptr=norms_C2,
@@ -145,156 +162,13 @@ def _whole(logits_CV: Tensor) -> Tensor:
     return logits_CV
 
 
-@triton.jit
-def _capped(x, softcap, IS_CAPPED: tl.constexpr):
-    """softcap * tanh(x / softcap), by exponentials that cannot overflow."""
-    if IS_CAPPED:
-        fall = tl.exp(tl.abs(x) * (-2.0 / softcap))
-        bent = softcap * ((1 - fall) / (1 + fall))
-        x = tl.where(x < 0, -bent, bent)
-    return x
-
-
-@triton.jit
-def _cap_slope(x, softcap):
-    """The derivative of `_capped`, 1 - tanh(x / softcap)**2, without its cancellation."""
-    fall = tl.exp(tl.abs(x) * (-2.0 / softcap))
-    return 4 * fall / ((1 + fall) * (1 + fall))
-
-
-@triton.jit
-def _rows_logprobs_kernel(
-    logits_ptr,
-    targets_ptr,
-    logprobs_ptr,
-    norms_ptr,
-    softcap,
-    V: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    IS_CAPPED: tl.constexpr,
-):
-    """One row: each lane has a maximum and a sum of its own until the end of the row."""
-    row = tl.program_id(0).to(tl.int64)
-    row_ptr = logits_ptr + row * V
-    lanes = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
-    tops = tl.full([LANES], -float("inf"), tl.float32)
-    sums = tl.zeros([LANES], tl.float32)
-    for start in range(0, V, LANES * VECTOR):
-        cols = start + lanes
-        x = tl.load(row_ptr + cols, mask=cols < V, other=0.0).to(tl.float32)
-        z = tl.where(cols < V, _capped(x, softcap, IS_CAPPED), -float("inf"))
-        # What is no number has no part in the maximum; through the sum it spoils its row.
-        new_tops = tl.maximum(tops, tl.max(tl.where(z == z, z, -float("inf")), axis=1))
-        # A lane that has seen no number yet would compute inf - inf.
-        base = tl.where(new_tops == -float("inf"), 0.0, new_tops)
-        sums = sums * tl.exp(tops - base) + tl.sum(tl.exp(z - base[:, None]), axis=1)
-        tops = new_tops
-    top = tl.max(tops, axis=0)
-    log_sum = tl.log(tl.sum(sums * tl.exp(tops - top), axis=0))
-    target = tl.load(targets_ptr + row)
-    z_target = _capped(tl.load(row_ptr + target).to(tl.float32), softcap, IS_CAPPED)
-    tl.store(logprobs_ptr + row, z_target - top - log_sum)
-    tl.store(norms_ptr + row * 2, top)
-    tl.store(norms_ptr + row * 2 + 1, log_sum)
-
-
-@triton.jit(do_not_specialize=["num_pairs"])
-def _pair_logprobs_kernel(
-    logits_ptr,
-    norms_ptr,
-    rows_ptr,
-    targets_ptr,
-    logprobs_ptr,
-    softcap,
-    num_pairs,
-    V: tl.constexpr,
-    PAIRS: tl.constexpr,
-    IS_CAPPED: tl.constexpr,
-):
-    pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
-    is_pair = pairs < num_pairs
-    rows = tl.load(rows_ptr + pairs, mask=is_pair, other=0)
-    targets = tl.load(targets_ptr + pairs, mask=is_pair, other=0)
-    x = tl.load(logits_ptr + rows * V + targets, mask=is_pair, other=0.0).to(tl.float32)
-    tops = tl.load(norms_ptr + rows * 2, mask=is_pair, other=0.0)
-    log_sums = tl.load(norms_ptr + rows * 2 + 1, mask=is_pair, other=0.0)
-    logprobs = _capped(x, softcap, IS_CAPPED) - tops - log_sums
-    tl.store(logprobs_ptr + pairs, logprobs, mask=is_pair)
-
-
-@triton.jit
-def _rows_gradient_kernel(
-    logits_ptr,
-    targets_ptr,
-    norms_ptr,
-    pushes_ptr,
-    pulls_ptr,
-    softcap,
-    V: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    IS_CAPPED: tl.constexpr,
-):
-    """One block of one row."""
-    row = (tl.program_id(0) // BLOCKS).to(tl.int64)
-    cols = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    target = tl.load(targets_ptr + row)
-    top, log_sum = tl.load(norms_ptr + row * 2), tl.load(norms_ptr + row * 2 + 1)
-    push, pull = tl.load(pushes_ptr + row), tl.load(pulls_ptr + row)
-    x_ptrs = logits_ptr + row * V + cols
-    x = tl.load(x_ptrs, mask=cols < V, other=0.0).to(tl.float32)
-    p = tl.exp(_capped(x, softcap, IS_CAPPED) - top - log_sum)
-    g = push * p - tl.where(cols == target, pull, 0.0)
-    if IS_CAPPED:
-        g = g * _cap_slope(x, softcap)
-    tl.store(x_ptrs, g.to(logits_ptr.dtype.element_ty), mask=cols < V)
-
-
-@triton.jit(do_not_specialize=["num_pairs"])
-def _pulls_kernel(
-    logits_ptr,
-    norms_ptr,
-    pushes_ptr,
-    rows_ptr,
-    targets_ptr,
-    weights_ptr,
-    pulled_ptr,
-    softcap,
-    num_pairs,
-    V: tl.constexpr,
-    PAIRS: tl.constexpr,
-    IS_CAPPED: tl.constexpr,
-):
-    """The gradient at further targets, aside: the rows still hold their logits."""
-    pairs = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
-    is_pair = pairs < num_pairs
-    rows = tl.load(rows_ptr + pairs, mask=is_pair, other=0)
-    targets = tl.load(targets_ptr + pairs, mask=is_pair, other=0)
-    weights = tl.load(weights_ptr + pairs, mask=is_pair, other=0.0)
-    pushes = tl.load(pushes_ptr + rows, mask=is_pair, other=0.0)
-    tops = tl.load(norms_ptr + rows * 2, mask=is_pair, other=0.0)
-    log_sums = tl.load(norms_ptr + rows * 2 + 1, mask=is_pair, other=0.0)
-    x = tl.load(logits_ptr + rows * V + targets, mask=is_pair, other=0.0).to(tl.float32)
-    p = tl.exp(_capped(x, softcap, IS_CAPPED) - tops - log_sums)
-    g = pushes * p - weights
-    if IS_CAPPED:
-        g = g * _cap_slope(x, softcap)
-    tl.store(pulled_ptr + pairs, g.to(pulled_ptr.dtype.element_ty), mask=is_pair)
-
-
-def block_size(vocab_size: int) -> int:
-    """Columns of a row that are computed at a time."""
-    return min(MAX_BLOCK, max(128, 1 << (vocab_size - 1).bit_length()))
-
-
 @lru_cache(maxsize=256)
 def rows_variant(vocab_size: int, dtype: torch.dtype, is_capped: bool) -> Variant:
     """How `rows_logprobs` runs."""
-    block, vector = block_size(vocab_size), 16 // dtype.itemsize
+    block, vector = _block(vocab_size, SUM_BLOCK), 8
     return Variant(
         name=_name("rows_logprobs", vocab_size, dtype, is_capped),
-        kernel=_rows_logprobs_kernel,
+        kernel=rows_logprobs_kernel,
         types={
             "logits_ptr": f"*{type_name(dtype)}",
             "targets_ptr": "*i64",
@@ -306,9 +180,11 @@ def rows_variant(vocab_size: int, dtype: torch.dtype, is_capped: bool) -> Varian
             "V": vocab_size,
             "LANES": block // vector,
             "VECTOR": vector,
+            "LEVELS": block.bit_length() - 1,
+            "UNROLLED": min(UNROLLED, triton.cdiv(vocab_size, block)),
             "IS_CAPPED": is_capped,
         },
-        num_warps=8 if block == MAX_BLOCK else 4,
+        num_warps=8 if block == SUM_BLOCK else 4,
         max_narrow_loads=2,  # the target and its logit
     )
 
@@ -318,7 +194,7 @@ def pairs_variant(vocab_size: int, dtype: torch.dtype, is_capped: bool) -> Varia
     """How `pair_logprobs` runs."""
     return Variant(
         name=_name("pair_logprobs", vocab_size, dtype, is_capped),
-        kernel=_pair_logprobs_kernel,
+        kernel=pair_logprobs_kernel,
         types={
             "logits_ptr": f"*{type_name(dtype)}",
             "norms_ptr": "*fp32",
@@ -336,10 +212,10 @@ def pairs_variant(vocab_size: int, dtype: torch.dtype, is_capped: bool) -> Varia
 @lru_cache(maxsize=256)
 def gradient_variant(vocab_size: int, dtype: torch.dtype, is_capped: bool) -> Variant:
     """How the rows of `rows_gradient_` run."""
-    block = block_size(vocab_size)
+    block = _block(vocab_size, GRADIENT_BLOCK)
     return Variant(
         name=_name("rows_gradient", vocab_size, dtype, is_capped),
-        kernel=_rows_gradient_kernel,
+        kernel=rows_gradient_kernel,
         types={
             "logits_ptr": f"*{type_name(dtype)}",
             "targets_ptr": "*i64",
@@ -354,7 +230,7 @@ def gradient_variant(vocab_size: int, dtype: torch.dtype, is_capped: bool) -> Va
             "BLOCKS": triton.cdiv(vocab_size, block),
             "IS_CAPPED": is_capped,
         },
-        num_warps=8 if block == MAX_BLOCK else 4,
+        num_warps=8 if block == GRADIENT_BLOCK else 4,
         max_narrow_loads=5,  # of the row's numbers
     )
 
@@ -364,7 +240,7 @@ def pulls_variant(vocab_size: int, dtype: torch.dtype, is_capped: bool) -> Varia
     """How the further targets of `rows_gradient_` run."""
     return Variant(
         name=_name("pulls", vocab_size, dtype, is_capped),
-        kernel=_pulls_kernel,
+        kernel=pulls_kernel,
         types={
             "logits_ptr": f"*{type_name(dtype)}",
             "norms_ptr": "*fp32",
@@ -387,6 +263,11 @@ def all_variants(shape: ModelShape) -> Iterator[Variant]:
         for is_capped in (False, True):
             for variant in (rows_variant, pairs_variant, gradient_variant, pulls_variant):
                 yield variant(shape.vocab_size, dtype, is_capped)
+
+
+def _block(vocab_size: int, largest: int) -> int:
+    """A power of two, no more than the vocabulary asks for."""
+    return min(largest, max(128, 1 << (vocab_size - 1).bit_length()))
 
 
 def _name(kernel: str, vocab_size: int, dtype: torch.dtype, is_capped: bool) -> str:

@@ -73,7 +73,7 @@ def run_units(
     linears.flush()
     store.commit(*runs)
     columns = (result.logprobs_T, result.losses_T, result.dhidden_TD)
-    parts = [column.split(counts) for column in columns]
+    parts = [torch.split(column, counts) for column in columns]
     return [HeadResult(a, b, result.soft_logprobs_M, c) for a, b, c in zip(*parts, strict=True)]
 
 

@@ -10,11 +10,13 @@ from weft.kernels.gpu.head import (
     Pulls,
     all_variants,
     pair_logprobs,
+    row_bounds,
     rows_gradient_,
     rows_logprobs,
 )
 from weft.kernels.gpu.shapes import PUBLISHED
 from weft.kernels.gpu.variants import UnknownVariant
+from weft.kernels.head import logprobs
 from weft.kernels.reference import capped, soft_target_loss, target_logprobs
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -163,6 +165,17 @@ def test_any_pairs_have_the_bits_of_one_target_a_row(
     rows_M = torch.arange(ROWS, device=device).repeat(40)  # more than one program takes
     pairs_M = pair_logprobs(logits_CV, norms_C2, rows_M, targets_C[rows_M], softcap=softcap)
     assert torch.equal(pairs_M, logprobs_C[rows_M])
+
+
+@pytest.mark.parametrize("vocab_size", [300, 9001])
+def test_widened_logits_have_the_bits_of_the_narrow_ones(
+    vocab_size: int, device: torch.device
+) -> None:
+    logits_CV, targets_C = random_chunk(vocab_size, torch.bfloat16, device)
+    logprobs_C, _ = rows_logprobs(logits_CV, targets_C)
+    wide_CV = logits_CV.float()
+    chosen_C = wide_CV.gather(1, targets_C[:, None]).squeeze(1)
+    assert torch.equal(logprobs(chosen_C, *row_bounds(wide_CV)), logprobs_C)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
