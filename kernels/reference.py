@@ -133,6 +133,23 @@ def target_logprobs(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
     return logprobs_TV.gather(1, targets_T[:, None]).squeeze(1)
 
 
+def causal_attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float) -> Tensor:
+    """Attention of one sequence, each token to itself and those before it, [T, H, K].
+
+    out[t, h] = sum_j softmax_j(scale q[t, h] k[j, g]) v[j, g]    for j = 0 .. t, g = h // (H / G)
+    """
+    repeats = q_THK.shape[1] // k_TGK.shape[1]
+    rows = []
+    for token, q_HK in enumerate(q_THK.double()):
+        k_JGK, v_JGK = k_TGK[: token + 1].double(), v_TGK[: token + 1].double()
+        heads = []
+        for head, q_K in enumerate(q_HK):
+            weights_J = (scale * (k_JGK[:, head // repeats] @ q_K)).softmax(0)
+            heads.append(weights_J @ v_JGK[:, head // repeats])
+        rows.append(torch.stack(heads))
+    return torch.stack(rows) if rows else q_THK.double()
+
+
 @dataclass
 class AdamState:
     """One parameter tensor with its moments."""
