@@ -90,8 +90,9 @@ def launch(
             **common,
         )
         if has_planes and not is_split:
-            combine_variant(bucket, plan.tile_rows, s.dtype).launch(
-                (len(xs), plan.num_tiles(bucket)),
+            form = combine_variant(bucket, plan.tile_rows, s.dtype)
+            form.launch(
+                (len(xs) * (bucket // form.constants["BLOCK_R"]), plan.num_tiles(bucket)),
                 planes_ptr=planes,
                 s_ptr=s,
                 num_planes=num_slabs,
@@ -214,12 +215,14 @@ def _combine_kernel(
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
     """s = scale * sum of the planes, in order: what one program over all slabs gives.
 
-    A program takes one tile of one site.
+    A program takes BLOCK_R columns of one tile of one site.
     """
-    local = tl.program_id(0)
+    local = tl.program_id(0) // (BUCKET // BLOCK_R)
+    num_local = tl.num_programs(0) // (BUCKET // BLOCK_R)
     first_tile, num_tiles = bucket_tiles(header_ptr, BUCKET_INDEX)
     if tl.program_id(1) >= num_tiles:
         return
@@ -231,11 +234,10 @@ def _combine_kernel(
     steps = tl.arange(0, BLOCK_T)
     is_row = (steps < rows)[:, None]
     places = (row - segment_row + steps).to(tl.int64)[:, None] * BUCKET
-    places += tl.arange(0, BUCKET)[None, :]
+    places += (tl.program_id(0) % (BUCKET // BLOCK_R) * BLOCK_R + tl.arange(0, BLOCK_R))[None, :]
     places += local.to(tl.int64) * s_units * 16 + s_start
-    total = sum_planes(
-        planes_ptr, places, is_row, tl.num_programs(0).to(tl.int64) * s_units * 16, num_planes
-    )
+    plane_size = num_local.to(tl.int64) * s_units * 16
+    total = sum_planes(planes_ptr, places, is_row, plane_size, num_planes)
     total *= tl.load(scales_ptr + segment)
     tl.store(s_ptr + places, total.to(s_ptr.dtype.element_ty), mask=is_row)
 
@@ -311,6 +313,7 @@ def combine_variant(bucket: int, tile_rows: int, dtype: torch.dtype) -> Variant:
     """The form that adds the planes of a bucket's tiles."""
     check_tiles(bucket, tile_rows, dtype)
     element = type_name(dtype)
+    block_r = min(bucket, 64)
     integers = ("site", "half", "num_sites", "s_units", "num_planes")
     return Variant(
         name=f"{element} bucket {bucket} rows {tile_rows}",
@@ -325,8 +328,9 @@ def combine_variant(bucket: int, tile_rows: int, dtype: torch.dtype) -> Variant:
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
             "BLOCK_T": tile_rows,
+            "BLOCK_R": block_r,
         },
-        num_warps=min(8, max(1, tile_rows * bucket // 512)),
+        num_warps=min(8, max(1, tile_rows * block_r // 512)),
         max_narrow_loads=16,
     )
 
