@@ -71,7 +71,7 @@ def test_in_bfloat16_the_error_is_at_most_twice_that_of_pytorch(
         assert relative_error(mine, oracle) <= 2 * relative_error(theirs, oracle)
 
 
-@pytest.mark.parametrize("layers", [{0}, {1}, {0, 1}])
+@pytest.mark.parametrize("layers", [{1}, {0, 1}])
 def test_checkpointed_layers_change_no_bit(tmp_path: Path, layers: set[int]) -> None:
     save_random_model(tmp_path, width=16, num_heads=2, num_kv_heads=1, ffn_width=16)
     decoder = load(tmp_path, torch.bfloat16, uses_triton=True)
