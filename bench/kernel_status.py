@@ -11,6 +11,7 @@ run on         from bench/results/gpu*.json (`make gpu`): device, day, commit
 import ast
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def status_table() -> str:
     return "\n".join([HEAD, "| --- | --- | --- | --- |", *rows]) + "\n"
 
 
-def tests_of(module: str) -> list[str]:
+@cache
+def covering_tests(module: str) -> list[str]:
     """The tests of a module, or of those that use it, or at least those that import it."""
     users = [path.stem for path in sorted(FOLDER.glob("*.py")) if module in _imported(path)]
     for names in ([module], users):
@@ -46,7 +48,7 @@ def tests_of(module: str) -> list[str]:
 
 def interpreted_cell(module: str) -> str:
     """Links to the tests of a module."""
-    links = [f"[{name[5:-3]}](../tests/kernels/gpu/{name})" for name in tests_of(module)]
+    links = [f"[{name[5:-3]}](../tests/kernels/gpu/{name})" for name in covering_tests(module)]
     return ", ".join(links) or "*no test*"
 
 
@@ -95,6 +97,7 @@ def _when(record: dict[str, Any]) -> str:
     return f"{record['time'][:10]}, {record['commit']}"
 
 
+@cache
 def _imported(path: Path) -> set[str]:
     """Names of the modules of kernels that a file imports."""
     names = set()

@@ -58,16 +58,20 @@ def all_variants(models: tuple[str, ...] = ()) -> dict[Key, Any]:
 
 
 def cover() -> list[Key]:
-    """Of the models that differ in kind one variant of each kind, the one with the largest tiles.
+    """Of the models that differ in kind so many variants that everything is compiled once.
 
-    Of one kind are variants of a kernel with the same types, switches, rank bucket and head width.
+    Everything is each kernel for each type of elements with each rank bucket and head width, and
+    with each of its switches. Variants with the largest tiles come first.
     """
-    chosen: dict[object, tuple[Key, Any]] = {}
-    for key, variant in all_variants(COVER_MODELS).items():
-        best = chosen.setdefault(_kind(variant), (key, variant))
-        if _tile_size(variant) > _tile_size(best[1]):
-            chosen[_kind(variant)] = (key, variant)
-    return [key for key, _ in chosen.values()]
+    found = all_variants(COVER_MODELS)
+    covered: set[object] = set()
+    chosen = []
+    for key in sorted(found, key=lambda key: -_tile_size(found[key])):
+        features = set(_features(found[key]))
+        if not features <= covered:
+            covered |= features
+            chosen.append(key)
+    return sorted(chosen)
 
 
 def _enumerated(models: tuple[str, ...]) -> Iterator[Any]:
@@ -89,13 +93,13 @@ def _content(variant: Any) -> tuple[Any, ...]:
     )
 
 
-def _kind(variant: Any) -> object:
-    switches = {
-        (name, value)
-        for name, value in variant.constants.items()
-        if name in KIND_CONSTANTS or not isinstance(value, int) or isinstance(value, bool)
-    }
-    return variant.kernel.fn.__name__, frozenset(variant.types.items()), frozenset(switches)
+def _features(variant: Any) -> Iterator[object]:
+    constants = variant.constants.items()
+    form = (variant.kernel.fn.__name__, frozenset(variant.types.values()))
+    yield form, tuple((name, value) for name, value in constants if name in KIND_CONSTANTS)
+    for name, value in [*variant.types.items(), *constants]:
+        if isinstance(value, bool) or not isinstance(value, int):
+            yield form, name, value
 
 
 def _tile_size(variant: Any) -> int:

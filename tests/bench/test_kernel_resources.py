@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from compiled_kernel import Product, due_instructions, instruction_counts, products
-from kernel_variants import FOLDER, all_variants, cover
+from kernel_variants import FOLDER, Key, all_variants, cover
 
 ROOT = Path(__file__).resolve().parents[2]
 GATE = ROOT / "bench" / "kernel_resources.py"
@@ -123,8 +123,13 @@ def test_every_kernel_is_in_the_dispatch_table() -> None:
     assert written == {key.kernel for key in all_variants()}
 
 
-def test_the_cover_set_has_every_kernel() -> None:
-    assert {key.kernel for key in cover()} == {key.kernel for key in all_variants()}
+def test_the_cover_set_has_every_kernel_in_every_dtype_and_rank_bucket() -> None:
+    def form(key: Key) -> tuple[object, ...]:
+        variant = all_variants()[key]
+        types = frozenset(variant.types.values())
+        return key.kernel, types, variant.constants.get("BUCKET"), variant.constants.get("HEAD_DIM")
+
+    assert {form(key) for key in cover()} == {form(key) for key in all_variants()}
 
 
 @pytest.mark.slow
