@@ -8,10 +8,12 @@ from lora_batches import NAN, Batch, Tenant, make_batch, one_group
 from weft.kernels.gpu import wgrad
 from weft.kernels.gpu.lora import shrink, shrink_gradient, weight_gradients
 from weft.kernels.gpu.tiles import TilePlan, build_tiles
+from weft.kernels.gpu.wgrad_chunks import chunk_rows
+from weft.kernels.gpu.wgrad_planes import plane_grid
 
 LAYOUT = one_group(40, 136)
 R3, R20 = Tenant(3, seed=3), Tenant(20, seed=20, is_fresh=False)
-LONG = wgrad.chunk_rows(16) + 70
+LONG = chunk_rows(16) + 70
 
 
 def add(batch: Batch) -> None:
@@ -125,5 +127,5 @@ def plan_of(rows: list[int], runs: list[int]) -> TilePlan:
 def test_chunks_are_apart_where_one_entry_would_keep_few_programs_busy(
     rows: list[int], runs: list[int], num_blocks: int, grid: tuple[int, int] | None
 ) -> None:
-    assert wgrad.plane_grid(plan_of(rows, runs), 16, num_blocks, 1 << 18) == grid
-    assert wgrad.plane_grid(plan_of(rows, runs), 16, num_blocks, 1 << 30) is None
+    assert plane_grid(plan_of(rows, runs), 16, num_blocks, 1 << 18) == grid
+    assert plane_grid(plan_of(rows, runs), 16, num_blocks, 1 << 30) is None
