@@ -70,3 +70,21 @@ def test_a_decoder_multiplies_by_it_in_deterministic_mode_on_the_triton_kernels(
     groups = (layer.qkv, layer.o, layer.gate_up, layer.down)
     assert {type(base) for group in groups for base in group.bases} == {kind}
     assert type(decoder.head) is kind
+
+
+@pytest.mark.skipif(interpreter.IS_INTERPRETED, reason="memory of a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_dense_linear_adds_to_rows_that_lie_apart_without_memory_of_its_own(
+    dtype: torch.dtype,
+) -> None:
+    linear, x = DenseLinear(random(512, 256, dtype=dtype)), random(300, 256, dtype=dtype)
+    wide, dx = random(300, 3, 512, dtype=dtype), torch.zeros_like(x)
+    for product in (
+        lambda: linear.forward(x, wide[:, 1], accumulate=True),
+        lambda: linear.backward_input(wide[:, 0], dx, accumulate=True),
+    ):
+        product()  # the library takes its workspace once
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        product()
+        assert torch.cuda.max_memory_allocated() == before
