@@ -129,11 +129,11 @@ def test_adapters_of_zeros_leave_the_bits_of_the_plain_product(
     units: list[Unit] = [(ONE, 90), (None, 9), (THREE, 70)]
     batch = make_batch(one_group(80, 144), units, device, dtype, tile_rows=tile_rows, num_rows=200)
     (weight,), x, dy = weights_of(batch), batch.rows(80), batch.rows(144)
-    s, ds = (torch.ones_like(shrink(x, batch.adapters, (0,))) for _ in range(2))
+    s = x.new_ones(batch.adapters.plan.s_elements)
     batch.adapters.weights.zero_()
 
     y = linear_lora(x, weight, s, batch.adapters, (0,), 0)
-    dx = input_gradient_lora(dy, weight, ds, batch.adapters, (0,))
+    dx = input_gradient_lora(dy, weight, s, batch.adapters, (0,))
 
     assert torch.equal(y, linear(x, weight))
     assert torch.equal(dx, input_gradient(dy, weight))
@@ -153,8 +153,9 @@ def test_rows_without_adapter_have_the_bits_of_the_plain_product(
             assert torch.equal(y[rows], expected[rows])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tile_rows", [64, 128])
+@pytest.mark.parametrize(
+    ("dtype", "tile_rows"), [(torch.bfloat16, 64), (torch.bfloat16, 128), (torch.float32, 64)]
+)
 def test_a_tenant_has_the_same_bits_alone_and_beside_others_that_are_not_numbers(
     device: torch.device, dtype: torch.dtype, tile_rows: int
 ) -> None:
