@@ -66,7 +66,7 @@ bench: install
 	$(BIN)/python bench/pictures.py
 
 gpu: install
-	$(BIN)/pytest -q -m gpu
+	$(BIN)/python bench/gpu.py $(PART:%=--part %)
 
 kernels: install
 	$(BIN)/python bench/kernel_resources.py

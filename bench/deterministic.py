@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from harness import Table, spread, write_result
-from train_step import NUM_REQUESTS, Bench, measure, median_ratio, save_model
+from train_case import NUM_REQUESTS
+from train_step import Bench, measure, median_ratio, save_model
 
 TOKENS = 64
 ROUNDS = 3

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Stopwatch:
         """Calls out of a captured graph: no host."""
         if self.is_dry:
             return self._by_clock(work)
-        side = torch.cuda.Stream()
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for index in range(3):
@@ -76,7 +77,7 @@ class Stopwatch:
     def _sample(self, work: Work, calls: int) -> Timing:
         repeats = []
         for _ in range(REPEATS):
-            marks = [torch.cuda.Event(enable_timing=True) for _ in range(self._samples + 1)]
+            marks = [_mark() for _ in range(self._samples + 1)]
             torch.cuda.synchronize()
             marks[0].record()
             for index, mark in enumerate(marks[1:]):
@@ -93,6 +94,10 @@ class Stopwatch:
         work(0)
         seconds = time.perf_counter() - started
         return Timing(seconds, seconds, seconds, (seconds,))
+
+
+def _mark() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 class Deadline:

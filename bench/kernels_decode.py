@@ -8,9 +8,10 @@ import torch
 from gpu_timing import Deadline, Stopwatch, num_sets
 from harness import Table
 from layer_case import Groups, LayerCase, LayerWeights, Mix, decode
+from layer_check import check_outputs
 
 ROWS = (64, 1, 256, 8, 32, 128)
-ADAPTERS = (1, 8, 64, 256)
+ADAPTERS = (1, 8, 64)  # and as many as there are rows
 RANKS = ("16", "64", "mixed")
 TILE_ROWS = 16
 
@@ -24,19 +25,22 @@ def measure_decode(
     layers = num_sets(macs * dtype.itemsize, stopwatch.device)
     base = LayerWeights(groups, layers, stopwatch.device, dtype)
     table = Table("rows", "ranks", "adapters", "us", "of frozen", "of one")
-    rows, ranks_of, numbers = (ROWS, RANKS, ADAPTERS)
-    if stopwatch.is_dry:
-        rows, ranks_of, numbers = (2,), ("4",), (1, 2)
-    for ranks in ranks_of:
-        for num_rows in rows:
+    is_dry = stopwatch.is_dry
+    for ranks in ("4",) if is_dry else RANKS:
+        for num_rows in (2,) if is_dry else ROWS:
             if deadline.is_over:
                 left_out.append(f"decode of {num_rows} rows, ranks {ranks}")
                 continue
             times: dict[int, dict[str, object]] = {}
-            for number in (0, *(number for number in numbers if number <= num_rows)):
+            for number in (
+                0,
+                *sorted({number for number in (*ADAPTERS, num_rows) if number <= num_rows}),
+            ):
                 case = LayerCase(
                     base, Mix(num_rows, max(number, 1), ranks, "equal"), tile_rows=TILE_ROWS
                 )
+                if number:
+                    check_outputs("decode", decode, case)
                 work = partial(decode, case, has_adapters=number > 0)
                 timing = stopwatch.graph(work)
                 times[number] = timing.as_dict()

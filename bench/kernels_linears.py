@@ -15,6 +15,7 @@ from layer_check import check
 
 CHECKED_TOKENS = 2048  # at most, when results are compared with float64
 BASELINE_TOKENS = 8192  # the size at which slow baselines run
+DRY_MIX = Mix(32, 2, "4", "equal")
 FORMS = {"beta": beta, "fused": fused}
 
 
@@ -43,11 +44,6 @@ def mixes() -> list[Mix]:
     return first + [mix for mix in every if mix not in first]
 
 
-def tiny_mixes() -> list[Mix]:
-    """The same for a dry run."""
-    return [Mix(32, 2, "4", "equal"), Mix(32, 2, "mixed", "bare")]
-
-
 class Linears:
     """One layer's shapes, and the baselines that several rows share."""
 
@@ -71,7 +67,8 @@ class Linears:
         row["frozen"], row["frozen_graph"], row["triton"] = self._frozen(mix.num_tokens)
         for name, form in FORMS.items():
             row[name] = watch.events(partial(form, case)).as_dict()
-            row[f"{name}_graph"] = watch.graph(partial(form, case)).as_dict()
+            if not watch.is_dry:
+                row[f"{name}_graph"] = watch.graph(partial(form, case)).as_dict()
         row["single"] = self._single(mix.num_tokens, mix.mean_rank)
         if (watch.is_dry or mix.num_tokens == BASELINE_TOKENS) and mix.num_adapters > 1:
             for name, baseline in (
@@ -114,7 +111,7 @@ def measure_linears(
     linears = Linears(groups, stopwatch, machine)
     names = ("beta", "fused", "triton", "single", "sequential", "grouped", "peft")
     table = Table("tokens", "adapters", "ranks", "lengths", "frozen ms", *names, "floor")
-    for mix in tiny_mixes() if stopwatch.is_dry else mixes():
+    for mix in [DRY_MIX] if stopwatch.is_dry else mixes():
         if deadline.is_over:
             left_out.append(str(mix))
             continue

@@ -24,7 +24,7 @@ class OptimizerCase:
     def __init__(self, number: int, elements: int, device: torch.device) -> None:
         self.state = torch.rand(4, number * elements, device=device)
         self.weights = torch.empty(number * elements, dtype=torch.bfloat16, device=device)
-        self.versions = list(self.weights.split(elements))
+        self.versions = list(torch.split(self.weights, elements))
         self.items, self.settings = [], []
         for index in range(number):
             views: list[Tensor] = list(self.state[:, index * elements : (index + 1) * elements])

@@ -48,13 +48,14 @@ class Mix:
         if self.lengths == "one" and self.num_adapters > 1:
             shares[0] = 9 * (self.num_adapters - 1)
         ends = np.rint(np.cumsum(shares) / shares.sum() * total).astype(int)
-        return np.diff(ends, prepend=0).tolist()
+        return [int(count) for count in np.diff(ends, prepend=0)]
 
     @property
     def mean_rank(self) -> int:
         """Of a token."""
         ranks, counts = self.adapter_ranks(), self.row_counts()
-        return max(1, round(sum(map(np.multiply, ranks, counts)) / max(1, sum(counts))))
+        ranked = sum(rank * count for rank, count in zip(ranks, counts, strict=True))
+        return max(1, round(ranked / max(1, sum(counts))))
 
 
 class LayerWeights:
@@ -65,7 +66,8 @@ class LayerWeights:
     ) -> None:
         self.groups, self.num_layers = tuple(groups), num_layers
         self.device, self.dtype = device, dtype
-        shapes, sites = [], []
+        shapes: list[tuple[int, int]] = []
+        sites: list[tuple[int, ...]] = []
         for in_features, outs in self.groups * num_layers:
             sites.append(tuple(range(len(shapes), len(shapes) + len(outs))))
             shapes += [(in_features, out) for out in outs]

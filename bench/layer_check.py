@@ -1,5 +1,8 @@
 """Compare what a form of a layer's linears computes with float64, before anybody times it."""
 
+from collections.abc import Callable
+from math import sqrt
+
 import torch
 from gpu_timing import poisoned
 from layer_case import Form, LayerCase
@@ -8,6 +11,9 @@ from torch import Tensor
 # Relative RMS error. bfloat16 keeps 8 bits: each rounding costs up to 2^-9, of an intermediate and
 # of a result. float32 sums of some ten thousand products.
 BOUNDS = {torch.bfloat16: 8e-3, torch.float32: 1e-5}
+
+
+Pairs = list[tuple[Tensor, Tensor]]  # found, exact
 
 
 class WrongResult(RuntimeError):
@@ -25,20 +31,42 @@ def check(name: str, form: Form, case: LayerCase) -> dict[str, float]:
     case.gradients.fill_(float("nan"))
     with poisoned():
         ys, dxs = form(case, 0)
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {"y": [], "dx": [], "gradient": []}
-    first = 0
+    exact_ys, exact_dxs, gradients = _expected(case)
+    return _judged(
+        f"{name} of {case.mix}",
+        case.base.dtype,
+        {
+            "y": list(zip(ys, exact_ys, strict=True)),
+            "dx": list(zip(dxs, exact_dxs, strict=True)),
+            "gradient": gradients,
+        },
+    )
+
+
+def check_outputs(
+    name: str, form: Callable[[LayerCase, int], list[Tensor]], case: LayerCase
+) -> dict[str, float]:
+    """The same of a form that computes outputs alone."""
+    with poisoned():
+        ys = form(case, 0)
+    pairs = {"y": list(zip(ys, _expected(case)[0], strict=True))}
+    return _judged(f"{name} of {case.mix}", case.base.dtype, pairs)
+
+
+def _expected(case: LayerCase) -> tuple[list[Tensor], list[Tensor], Pairs]:
+    """Outputs and input gradients in float64; what is found and expected of gradients."""
+    ys, dxs, gradients = [], [], Pairs()
     for group, x in enumerate(case.xs):
-        sites = case.base.sites(0, group)
-        dx = torch.zeros_like(x, dtype=torch.float64)
-        for site, dy in zip(sites, case.dys[group], strict=True):
-            y = _site(case, site, x, dy, dx, found["gradient"])
-            found["y"].append((ys[first], y))
-            first += 1
-        found["dx"].append((dxs[group], dx))
-    errors = {part: _error(pairs) for part, pairs in found.items() if pairs}
-    bound = BOUNDS[case.base.dtype]
-    if not all(error <= bound for error in errors.values()):
-        raise WrongResult(f"{name} of {case.mix}: errors {errors}, not at most {bound}")
+        dxs.append(torch.zeros_like(x, dtype=torch.float64))
+        for site, dy in zip(case.base.sites(0, group), case.dys[group], strict=True):
+            ys.append(_site(case, site, x, dy, dxs[-1], gradients))
+    return ys, dxs, gradients
+
+
+def _judged(name: str, dtype: torch.dtype, found: dict[str, Pairs]) -> dict[str, float]:
+    errors = {part: _error(pairs) for part, pairs in found.items()}
+    if not all(error <= BOUNDS[dtype] for error in errors.values()):
+        raise WrongResult(f"{name}: errors {errors}, not at most {BOUNDS[dtype]}")
     return errors
 
 
@@ -48,7 +76,7 @@ def _site(
     x: Tensor,
     dy: Tensor,
     dx: Tensor,
-    gradients: list[tuple[Tensor, Tensor]],
+    gradients: Pairs,
 ) -> Tensor:
     """y of one site in float64; adds to dx, and what is found and expected of the gradients."""
     weight = case.base.weights[site].double()
@@ -69,6 +97,6 @@ def _site(
     return y
 
 
-def _error(pairs: list[tuple[Tensor, Tensor]]) -> float:
+def _error(pairs: Pairs) -> float:
     wrong = sum(float((found.double() - exact).square().sum()) for found, exact in pairs)
-    return (wrong / sum(float(exact.square().sum()) for _, exact in pairs)) ** 0.5
+    return sqrt(wrong / sum(float(exact.square().sum()) for _, exact in pairs))

@@ -15,7 +15,6 @@ Optimizer steps are timed apart: their cost goes with the adapters, not with the
 """
 
 import argparse
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,41 +26,18 @@ import numpy as np
 import torch
 from harness import Table, save_random_qwen3, write_result
 from peft import LoraConfig, get_peft_model
+from train_case import NUM_REQUESTS, TrainCase
 from transformers import AutoModelForCausalLM
 
-from weft.engine.adapters.head import Head
-from weft.engine.adapters.optimizer import step as optimizer_step
-from weft.engine.adapters.store import AdapterStore
-from weft.engine.model.attention import PackedAttention
 from weft.engine.model.decoder import Decoder
-from weft.engine.model.linear import FrozenLinears
-from weft.engine.trace import Trace
-from weft.engine.worker.commands import Origin, PassWork
-from weft.engine.worker.runs import HeldRun, RunTable
-from weft.engine.worker.scheduler import Passes, Slice
-from weft.engine.worker.train import Trainer
-from weft.engine.worker.units import cut_units
+from weft.engine.worker.commands import PassWork
 
 VOCAB_SIZE = 151_936
 RANKS = (4, 8, 16, 32, 64, 16, 8, 4, 64, 32, 16, 8, 4, 16, 32, 64)
 SINGLE_RANK = 24  # of the only tenant: the mean of the mixed ranks
-NUM_REQUESTS = 16
-UNIT_TOKENS = 1024
 # Tokens per request, without and with adapters on the unembedding.
 CASES = {False: (32, 64, 128, 512), True: (64, 128)}
 QUICK_CASES = {False: (64,)}
-
-
-@dataclasses.dataclass
-class Adam:
-    """AdamW's fields, as a request carries them."""
-
-    learning_rate: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-12
-    weight_decay: float = 0.0
-    grad_clip_norm: float = 0.0
 
 
 def save_model(path: Path) -> int:
@@ -79,122 +55,19 @@ def save_model(path: Path) -> int:
     )
 
 
-class Bench:
-    """One loaded model and the tenants of one measurement."""
+class Bench(TrainCase):
+    """The model of this bench in float32 on the CPU."""
 
     def __init__(self, path: Path, is_deterministic: bool = False) -> None:
         row_tile = 256 if is_deterministic else 0
-        self.model = Decoder.load(path, device="cpu", dtype=torch.float32, row_tile=row_tile)
-        self.store = AdapterStore(
-            self.model.sites,
-            device="cpu",
-            dtype=torch.float32,
+        super().__init__(
+            Decoder.load(path, device="cpu", dtype=torch.float32, row_tile=row_tile),
+            ranks=RANKS,
+            single_rank=SINGLE_RANK,
             state_bytes=6 << 30,
             weights_bytes=3 << 30,
-        )
-        self.head = Head(self.model.head, len(self.model.sites) - 1)
-        self.runs = RunTable(self.store, ())
-        self.trainer = Trainer(
-            self.model,
-            self.runs,
-            self.head,
-            Trace(),
             is_deterministic=is_deterministic,
-            recompute_above_tokens=1 << 30,
         )
-
-    def tenants(self, number: int, has_unembed: bool) -> list[str]:
-        """Make this many fresh tenants in place of those of the same number; returns run ids."""
-        run_ids = [f"{number}.{index}" for index in range(number)]
-        for index, run_id in enumerate(run_ids):
-            self.runs.drop_run(run_id)
-            run = self.store.create(
-                rank=RANKS[index] if number > 1 else SINGLE_RANK,
-                alpha=32.0,
-                train_attn=True,
-                train_mlp=True,
-                train_unembed=has_unembed,
-                seed=index,
-            )
-            held = HeldRun(run, f"local/{index}", "bench", True, True, has_unembed)
-            self.runs.add_run(run_id, held)
-        return run_ids
-
-    def works(self, run_ids: Sequence[str], tokens_each: int) -> list[PassWork]:
-        """Sixteen requests of this many tokens, dealt to the tenants in turn."""
-        generator = np.random.default_rng(0)
-        works = []
-        for job_id in range(NUM_REQUESTS):
-            tokens = generator.integers(0, VOCAB_SIZE, tokens_each, dtype=np.int32)
-            works.append(
-                PassWork(
-                    origin=Origin(job_id, 1, f"local/{job_id}", job_id),
-                    run_id=run_ids[job_id % len(run_ids)],
-                    loss_fn="cross_entropy",
-                    loss_fn_config={},
-                    forward_only=False,
-                    part_outputs=(tokens_each,),
-                    tokens=tokens,
-                    lengths=np.array([tokens_each], np.int32),
-                    targets=np.roll(tokens, -1),
-                    inputs={"weights": np.ones(tokens_each, np.float32)},
-                    units=cut_units([tokens_each], UNIT_TOKENS),
-                )
-            )
-        return works
-
-    def train(self, works: Sequence[PassWork]) -> None:
-        """One fused train step over whole commands."""
-        slices = tuple(
-            Slice(work.origin.dispatch_id, 0, len(work.units), ends_job=True) for work in works
-        )
-        tokens = sum(len(work.tokens) for work in works)
-        outcome = self.trainer.step(Passes(slices, backward=True, num_tokens=tokens), works)
-        if outcome.failures or outcome.repeats:
-            raise RuntimeError(f"the step failed: {outcome}")
-        for work in works:
-            self.trainer.collect(work)
-
-    def train_one_by_one(self, works: Sequence[PassWork]) -> None:
-        """The same, one train step per tenant."""
-        for run_id in dict.fromkeys(work.run_id for work in works):
-            self.train([work for work in works if work.run_id == run_id])
-
-    def frozen(self, works: Sequence[PassWork]) -> None:
-        """Forward and input gradient of the base alone: every matmul twice, and the head's too."""
-        tokens_T = torch.from_numpy(np.concatenate([work.tokens for work in works])).long()
-        targets_T = torch.from_numpy(np.concatenate([work.targets for work in works])).long()
-        lengths = [len(work.tokens) for work in works]
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        positions_T = torch.cat([torch.arange(length) for length in lengths])
-        hidden_TD = self.model.forward(
-            tokens_T, positions_T, PackedAttention(cu_seqlens), _FrozenFromFirstLayer()
-        )
-        dhidden_TD = torch.empty_like(hidden_TD)
-        logits, shares = torch.empty(2, 256, VOCAB_SIZE)
-        with torch.no_grad():
-            for first in range(0, len(tokens_T), 256):
-                rows = hidden_TD[first : first + 256]
-                chunk = self.model.head.forward(rows, logits[: len(rows)])
-                chunk = torch.softmax(chunk, dim=1, out=shares[: len(rows)])
-                chunk[torch.arange(len(rows)), targets_T[first : first + 256]] -= 1
-                self.model.head.backward_input(chunk, dhidden_TD[first : first + 256])
-        torch.autograd.backward(hidden_TD, dhidden_TD)
-
-
-class _FrozenFromFirstLayer(FrozenLinears):
-    """Frozen linears whose first group already wants a gradient, as a trained one would."""
-
-    def __init__(self) -> None:
-        self._is_first = True
-
-    def group(
-        self, x_TD: torch.Tensor, bases: tuple[Any, ...], sites: tuple[int, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        if self._is_first:
-            x_TD = x_TD.detach().requires_grad_()
-            self._is_first = False
-        return super().group(x_TD, bases, sites)
 
 
 class Peft:
@@ -355,9 +228,8 @@ def _time_optimizer(bench: Bench) -> float:
     seconds = []
     for _ in range(3):
         bench.train(works)
-        due = [(bench.runs.run(work.run_id).run, Adam()) for work in works]
         start = time.perf_counter()
-        optimizer_step(bench.store, due)
+        bench.step_optimizer([work.run_id for work in works])
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds))
 

@@ -1,0 +1,113 @@
+"""All that needs a GPU: its tests, and the benches of kernels, training and sampling.
+
+    make gpu
+    python bench/gpu.py [--part tests] [--part kernels] [--part train] [--part sample]
+    python bench/gpu.py --dry-run            the same on a CPU, tiny, where Triton interprets
+
+Every part ends within 8 minutes and all within 25; one that does not is stopped and has failed. The
+project need not be installed. Without a CUDA device it says so and succeeds. Exit status 1 when a
+part failed. Results go to bench/results/, of the tests to gpu.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT, write_result
+
+LIMITS = {"tests": 8.0, "kernels": 7.5, "train": 5.5, "sample": 3.5}  # minutes
+RESERVE = 1.5  # minutes of a bench's limit that its last row may take
+SCRIPTS = {"kernels": "kernels.py", "train": "gpu_train.py", "sample": "gpu_sample.py"}
+KERNEL_TESTS = "tests/kernels/gpu"
+DRY_TESTS = "tests/kernels/gpu/test_swiglu.py"
+
+
+def main() -> int:
+    """Run the parts and tell how each went."""
+    parser = argparse.ArgumentParser(description="All that needs a GPU.")
+    parser.add_argument("--part", action="append", choices=tuple(LIMITS), help="may be repeated")
+    parser.add_argument("--dry-run", action="store_true", help="tiny and on the CPU")
+    arguments = parser.parse_args()
+    if not arguments.dry_run and not has_cuda():
+        print("skipped: no CUDA device (bench/gpu.py --dry-run needs none)")
+        return 0
+    parts: dict[str, dict[str, Any]] = {}
+    kernels: list[str] = []
+    for name in arguments.part or LIMITS:
+        print(f"--- {name}, at most {LIMITS[name]:g} minutes", flush=True)
+        started = time.monotonic()
+        if name == "tests":
+            is_passed, kernels = run_tests(arguments.dry_run)
+        else:
+            command = [f"bench/{SCRIPTS[name]}", *options(name, arguments.dry_run)]
+            is_passed = run(command, 60 * LIMITS[name])
+        parts[name] = {"passed": is_passed, "seconds": round(time.monotonic() - started, 1)}
+    for name, part in parts.items():
+        print(f"{name}: {'passed' if part['passed'] else 'FAILED'} in {part['seconds']:.0f} s")
+    if "tests" in parts and not arguments.dry_run:
+        write_result("gpu", {"parts": parts, "kernels": kernels})
+    return 0 if all(part["passed"] for part in parts.values()) else 1
+
+
+def has_cuda() -> bool:
+    """Whether PyTorch is there and sees a CUDA device."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def options(name: str, is_dry: bool) -> list[str]:
+    """Of the bench of a part."""
+    return ["--dry-run"] if is_dry else ["--minutes", f"{LIMITS[name] - RESERVE:g}"]
+
+
+def run_tests(is_dry: bool) -> tuple[bool, list[str]]:
+    """The kernels' tests, then those marked gpu; the kernels that those which passed launched."""
+    marked = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
+    suites = [[DRY_TESTS]] if is_dry else [[KERNEL_TESTS], ["-m", "gpu", *marked]]
+    passed: list[bool] = []
+    kernels: set[str] = set()
+    ends = time.monotonic() + 60 * LIMITS["tests"]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, chosen in enumerate(suites):
+            path = Path(folder) / f"{number}.json"
+            plugin = ["-p", "launched_kernels", "--launched-kernels", str(path)]
+            command = ["-m", "pytest", "-q", *plugin, *chosen]
+            passed.append(run(command, ends - time.monotonic(), is_interpreted=is_dry))
+            if path.is_file():
+                kernels.update(json.loads(path.read_text(encoding="utf-8")))
+    return all(passed), sorted(kernels)
+
+
+def run(command: list[str], limit_s: float, *, is_interpreted: bool = False) -> bool:
+    """Run Python on this tree, whether or not it is installed; whether it succeeded in time."""
+    paths = [str(ROOT / "tests" / "typing"), str(ROOT / "bench")]
+    settings = {"PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": str(int(is_interpreted))}
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, **settings},
+            timeout=max(limit_s, 1),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        print("stopped at its limit")
+        return False
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
