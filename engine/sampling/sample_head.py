@@ -16,7 +16,7 @@ from ..model.base import BaseModel
 from ..model.layers import capped
 from .bindings import Bindings
 from .sample_step import ROW_MULTIPLE, SampleStep
-from .sampler import Drawn, draw, uniforms
+from .sampler import Drawn, RowBounds, draw, uniforms
 from .score_rows import score_rows
 from .scoring import Scores
 from .step_result import StepResult
@@ -40,6 +40,11 @@ class SampleHead:
         self._bindings = bindings
         self._is_deterministic = is_deterministic
         self._unembed = len(model.sites) - 1
+        self._row_bounds: RowBounds | None = None
+        if model.uses_triton:
+            from ...kernels.gpu.head import row_bounds
+
+            self._row_bounds = row_bounds
 
     def read(
         self, hidden_TD: Tensor, step: SampleStep, versions: Sequence[WeightsVersion | None]
@@ -66,15 +71,14 @@ class SampleHead:
             hidden_TD = hidden_TD.index_select(0, self._to_device(rows))
         logits_NV = self._logits(hidden_TD, versions, step.unit_sequences_U)
         if count <= CHUNK_ROWS and np.array_equal(step.draw_sequences_M, np.arange(count)):
-            return draw(logits_NV[:count], step.settings_M, numbers, step.top_M)
+            return draw(logits_NV[:count], step.settings_M, numbers, step.top_M, self._row_bounds)
         pieces: list[Drawn] = []
         for first in range(0, count, CHUNK_ROWS):
             part = slice(first, first + CHUNK_ROWS)
             chosen = self._to_device(step.draw_sequences_M[part])
             chosen_MV = logits_NV.index_select(0, chosen)
-            pieces.append(
-                draw(chosen_MV, step.settings_M.part(part), numbers[part], step.top_M[part])
-            )
+            settings, top_M = step.settings_M.part(part), step.top_M[part]
+            pieces.append(draw(chosen_MV, settings, numbers[part], top_M, self._row_bounds))
         return Drawn.join(pieces)
 
     def _score(
@@ -90,7 +94,7 @@ class SampleHead:
             counts = np.diff(np.clip(unit_ends, first, last), prepend=first)
             rows = self._to_device(self._pad(part.rows_R))
             logits_TV = self._logits(hidden_TD.index_select(0, rows), versions, counts)
-            scores.append(score_rows(logits_TV[: last - first], part))
+            scores.append(score_rows(logits_TV[: last - first], part, self._row_bounds))
         return Scores.join(scores)
 
     def _logits(

@@ -4,7 +4,7 @@ N sequences, M those of one kind, V vocabulary, C candidates, or blocks of B pro
 sequences that draw several, K and E as in `top_tokens`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ...kernels.head import logit_bounds, logprobs
 from .top_tokens import pick_entries, top_tokens
+
+RowBounds = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 ALTERNATIVES = -2  # in place of a sample's index: the stream of a prompt's alternatives
 _GAMMA = 0x9E3779B97F4A7C15
@@ -100,6 +102,7 @@ def draw(
     settings: Settings,
     uniforms_N: np.ndarray,
     top_N: np.ndarray | None = None,
+    row_bounds: RowBounds | None = None,
 ) -> Drawn:
     """Draw the next token of every sequence.
 
@@ -115,6 +118,7 @@ def draw(
             taken there, in the order of the vocabulary.
         top_N: of the likeliest tokens of the tempered distribution, how many to report for each
             sequence; None reports none.
+        row_bounds: what `logit_bounds` gives, in one pass; None takes that itself.
     """
     device = logits_NV.device
     is_greedy = settings.temperature == 0
@@ -136,7 +140,7 @@ def draw(
             lowest_M = _lowest_kept(p_MV, settings.top_k[is_cut], settings.top_p[is_cut])
             p_MV = p_MV.masked_fill(p_MV < lowest_M[:, None], 0.0)
         tokens_N[index] = _invert(p_MV, torch.from_numpy(uniforms_N[is_chosen]).to(device))
-    bounds_N = logit_bounds(logits_NV, p_NV)
+    bounds_N = logit_bounds(logits_NV, p_NV) if row_bounds is None else row_bounds(logits_NV)
     logprobs_N = logprobs(logits_NV.gather(1, tokens_N[:, None])[:, 0], *bounds_N)
     return Drawn(tokens_N.cpu().numpy(), logprobs_N.cpu().numpy(), *_report_top(top, *bounds_N))
 

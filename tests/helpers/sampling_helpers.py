@@ -168,6 +168,8 @@ def tokens_of(outcome: SampleDone | SampleFailed) -> list[list[int]]:
 class Watched:
     """The model with a look at every forward pass, which may raise."""
 
+    uses_triton = False
+
     def __init__(self, bench: Bench) -> None:
         self.config, self.sites, self.head = (
             bench.model.config,

@@ -43,6 +43,7 @@ class PlainSequential:
     """A transformers model with its linears swapped; counts passes, and fails when told to."""
 
     runs_on = "sequential"
+    uses_triton = False
     logit_softcap = 0.0
     continues_in_chunks = True
     device = torch.device("cpu")
