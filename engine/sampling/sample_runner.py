@@ -10,7 +10,8 @@ from ..adapters.store import AdapterStore, WeightsVersion
 from ..adapters.targets import LAYERS
 from ..model.base import BaseModel
 from .bindings import Bindings
-from .kv_cache import KVCache, PagedAttention
+from .kv_cache import KVCache
+from .open_attention import paged_attentions
 from .sample_head import SampleHead
 from .sample_step import SampleStep
 from .step_result import StepResult
@@ -23,8 +24,7 @@ class SampleRunner:
         self, model: BaseModel, store: AdapterStore, cache: KVCache, *, is_deterministic: bool
     ) -> None:
         self._model = model
-        self._cache = cache
-        self._is_deterministic = is_deterministic
+        self._attentions = paged_attentions(model, cache, is_deterministic=is_deterministic)
         self._bindings = Bindings(store, is_deterministic=is_deterministic)
         self._head = SampleHead(model, self._bindings, is_deterministic=is_deterministic)
 
@@ -35,14 +35,7 @@ class SampleRunner:
         The same step gives the same result when it is repeated, whole or in parts (up to rounding;
         bitwise in deterministic mode).
         """
-        attention = PagedAttention(
-            self._cache,
-            step.tables_NP,
-            step.cached_N,
-            step.fresh_N,
-            step.padding,
-            is_deterministic=self._is_deterministic,
-        )
+        attention = self._attentions(step.tables_NP, step.cached_N, step.fresh_N, step.padding)
         hidden_TD = self._model.forward(
             self._to_device(step.tokens_T),
             self._to_device(step.positions_T),

@@ -17,8 +17,8 @@ from ...kernels.plan import packing_order
 from ..adapters.binding import Binder, BoundLinears
 from ..adapters.loss_head import HeadResult, LossHead
 from ..adapters.losses import LossBatch
-from ..model.attention import PackedAttention
 from ..model.base import BaseModel
+from ..model.open_attention import packed_attentions
 from ..trace import Trace
 from .commands import Float32s, PassWork
 from .metrics import pass_metrics
@@ -57,6 +57,7 @@ class Trainer:
         self._is_deterministic = is_deterministic
         self._recompute_above_tokens = recompute_above_tokens
         self._binder = Binder(runs.store, is_deterministic=is_deterministic)
+        self._attentions = packed_attentions(model, is_deterministic=is_deterministic)
         self._partials = Partials()
 
     def step(self, decision: Passes, works: Sequence[PassWork]) -> Outcome:
@@ -151,7 +152,7 @@ class Trainer:
             hidden_TD = self._model.forward(
                 tokens_T,
                 positions_T,
-                PackedAttention(step.cu_seqlens, device, is_deterministic=self._is_deterministic),
+                self._attentions(step.cu_seqlens),
                 linears,
                 checkpoint_layers=self._recomputed_layers(len(step.tokens)),
             )

@@ -49,7 +49,7 @@ def store_rows(base_ptr, offsets, is_row, values, HEAD_DIM: tl.constexpr, BLOCK_
     tl.store(base_ptr + offsets[:, None] + cols[None, :], values, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["repeats"])
 def _attention_fwd_kernel(
     q_ptr,
     k_ptr,
@@ -66,8 +66,8 @@ def _attention_fwd_kernel(
     k_stride,
     v_stride,
     out_stride,
+    repeats,
     scale,
-    R: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -88,14 +88,14 @@ def _attention_fwd_kernel(
     first_token, num_tokens = tl.load(sequence), tl.load(sequence + 1)
     num_cached, first_key = tl.load(sequence + 2), tl.load(sequence + 3)
     rows = first_row + tl.arange(0, BLOCK_M)
-    is_row = rows < num_tokens * R
-    positions = num_cached + rows // R
+    is_row = rows < num_tokens * repeats
+    positions = num_cached + rows // repeats
     # Offsets from the tile's first token, in 32 bits.
-    token = (first_token + first_row // R).to(tl.int64)
-    tokens, heads = rows // R - first_row // R, head * R + rows % R
+    token = (first_token + first_row // repeats).to(tl.int64)
+    tokens, heads = rows // repeats - first_row // repeats, head * repeats + rows % repeats
     q_rows = tokens * q_stride + heads * HEAD_DIM
     q = load_rows(q_ptr + token * q_stride, q_rows, is_row, HEAD_DIM, BLOCK_K)
-    end = num_cached + tl.minimum((first_row + BLOCK_M - 1) // R + 1, num_tokens)
+    end = num_cached + tl.minimum((first_row + BLOCK_M - 1) // repeats + 1, num_tokens)
     if PAGE_SIZE == 0:
         k_ptr += head * HEAD_DIM
         v_ptr += head * HEAD_DIM
@@ -132,15 +132,17 @@ def _attention_fwd_kernel(
     # Read and computed again: kept, they would cost registers in the loop.
     first_row = tl.load(item + 1, volatile=True)
     rows = first_row + tl.arange(0, BLOCK_M)
-    is_row = rows < num_tokens * R
-    token = (first_token + first_row // R).to(tl.int64)
-    tokens, heads = rows // R - first_row // R, head * R + rows % R
+    is_row = rows < num_tokens * repeats
+    token = (first_token + first_row // repeats).to(tl.int64)
+    tokens, heads = rows // repeats - first_row // repeats, head * repeats + rows % repeats
     if partial < 0:
         out = (acc / mass[:, None]).to(out_ptr.dtype.element_ty)
         out_rows = tokens * out_stride + heads * HEAD_DIM
         store_rows(out_ptr + token * out_stride, out_rows, is_row, out, HEAD_DIM, BLOCK_K)
-        lse_ptr += token * num_kv_heads * R
-        tl.store(lse_ptr + tokens * num_kv_heads * R + heads, top + tl.log2(mass), mask=is_row)
+        lse_ptr += token * num_kv_heads * repeats
+        tl.store(
+            lse_ptr + tokens * num_kv_heads * repeats + heads, top + tl.log2(mass), mask=is_row
+        )
     else:
         places = (partial + tl.arange(0, BLOCK_M)).to(tl.int64) * num_kv_heads + head
         tl.store(partial_top_ptr + places, top, mask=is_row)
@@ -148,7 +150,7 @@ def _attention_fwd_kernel(
         store_rows(partial_ptr, places * HEAD_DIM, is_row, acc, HEAD_DIM, BLOCK_K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["repeats"])
 def _merge_kernel(
     partial_ptr,
     partial_top_ptr,
@@ -158,7 +160,7 @@ def _merge_kernel(
     sequences_ptr,
     merges_ptr,
     out_stride,
-    R: tl.constexpr,
+    repeats,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -175,7 +177,7 @@ def _merge_kernel(
     partial = tl.load(merge + 3)
     head, num_kv_heads = tl.program_id(1), tl.num_programs(1)
     first_token, num_tokens = tl.load(sequence), tl.load(sequence + 1)
-    tile_rows = tl.minimum(num_tokens * R - first_row, TILE)
+    tile_rows = tl.minimum(num_tokens * repeats - first_row, TILE)
     local = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row = local < tile_rows
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -192,23 +194,22 @@ def _merge_kernel(
         total = tl.fma(total, alpha[:, None], acc * beta[:, None])
         top = new_top
     rows = first_row + local
-    tokens = (first_token + rows // R).to(tl.int64)
-    heads = head * R + rows % R
+    tokens = (first_token + rows // repeats).to(tl.int64)
+    heads = head * repeats + rows % repeats
     out = (total / mass[:, None]).to(out_ptr.dtype.element_ty)
     store_rows(out_ptr, tokens * out_stride + heads * HEAD_DIM, is_row, out, HEAD_DIM, BLOCK_K)
-    tl.store(lse_ptr + tokens * num_kv_heads * R + heads, top + tl.log2(mass), mask=is_row)
+    tl.store(lse_ptr + tokens * num_kv_heads * repeats + heads, top + tl.log2(mass), mask=is_row)
 
 
 @lru_cache(maxsize=256)
 def forward_variant(
     head_dim: int,
-    repeats: int,
     dtype: torch.dtype,
     *,
     page_size: int = 0,
     for_decode: bool = False,
 ) -> Variant:
-    """What attends with `repeats` query heads a key head.
+    """What attends with heads of this width.
 
     Args:
         page_size: tokens of a page, 0 for a packed batch.
@@ -223,17 +224,16 @@ def forward_variant(
     strides = ("q_stride", "k_stride", "v_stride", "out_stride")
     partials = ("partial_ptr", "partial_top_ptr", "partial_mass_ptr")
     return Variant(
-        name=f"attention_fwd {kind}, {repeats} heads of {head_dim}, {rows} rows, {place}",
+        name=f"attention_fwd {kind}, heads of {head_dim}, {rows} rows, {place}",
         kernel=_attention_fwd_kernel,
         types={
             **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{kind}"),
             **dict.fromkeys(("lse_ptr", *partials), "*fp32"),
             **dict.fromkeys(("sequences_ptr", "items_ptr", "pages_ptr"), "*i32"),
-            **dict.fromkeys(strides, "i32"),
+            **dict.fromkeys((*strides, "repeats"), "i32"),
             "scale": "fp32",
         },
         constants={
-            "R": repeats,
             "PAGE_SIZE": page_size,
             **sizes,
             "BLOCK_M": rows,
@@ -244,28 +244,26 @@ def forward_variant(
         num_stages=3 if for_decode and head_dim <= 128 else 2,
         has_dot=kind == "bf16",
         multiples_of_16=strides,
-        max_narrow_loads=8,
+        max_narrow_loads=24 if page_size else 16,
     )
 
 
 @lru_cache(maxsize=256)
-def merge_variant(
-    head_dim: int, repeats: int, dtype: torch.dtype, *, for_decode: bool = False
-) -> Variant:
+def merge_variant(head_dim: int, dtype: torch.dtype, *, for_decode: bool = False) -> Variant:
     """What adds up splits; see `forward_variant`."""
     kind, sizes = type_name(dtype), head_sizes(head_dim, dtype)
     rows = DECODE_ROWS if for_decode else block_rows(head_dim, dtype)
     return Variant(
-        name=f"attention_merge {kind}, {repeats} heads of {head_dim}, {rows} rows",
+        name=f"attention_merge {kind}, heads of {head_dim}, {rows} rows",
         kernel=_merge_kernel,
         types={
             **dict.fromkeys(("partial_ptr", "partial_top_ptr", "partial_mass_ptr"), "*fp32"),
             "out_ptr": f"*{kind}",
             "lse_ptr": "*fp32",
             **dict.fromkeys(("sequences_ptr", "merges_ptr"), "*i32"),
-            "out_stride": "i32",
+            **dict.fromkeys(("out_stride", "repeats"), "i32"),
         },
-        constants={"R": repeats, **sizes, "BLOCK_M": MERGE_ROWS, "TILE": rows},
+        constants={**sizes, "BLOCK_M": MERGE_ROWS, "TILE": rows},
         multiples_of_16=("out_stride",),
         max_narrow_loads=16,
     )
@@ -293,16 +291,15 @@ def block_rows(head_dim: int, dtype: torch.dtype) -> int:
 def block_keys(head_dim: int, dtype: torch.dtype) -> int:
     """Keys of a block; the order of the sums depends on it."""
     if dtype == torch.float32:
-        return 32 if head_dim <= 128 else 16
+        return 16
     return 64 if head_dim <= 128 else 32
 
 
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every form of forward over packed sequences that a model of this shape can ask for."""
     for dtype in (torch.bfloat16, torch.float32):
-        sizes = shape.head_dim, shape.num_heads // shape.num_kv_heads, dtype
-        yield forward_variant(*sizes)
-        yield merge_variant(*sizes)
+        yield forward_variant(shape.head_dim, dtype)
+        yield merge_variant(shape.head_dim, dtype)
 
 
 def attend(
@@ -332,10 +329,9 @@ def attend(
     out_THK = q.new_empty(q.shape)
     out_THK[tables.num_tokens :].zero_()
     lse_TH = q.new_empty(q.shape[:2], dtype=torch.float32)
-    sizes = q.shape[2], q.shape[1] // k.shape[1], q.dtype
     launch_items(
-        forward_variant(*sizes),
-        merge_variant(*sizes),
+        forward_variant(q.shape[2], q.dtype),
+        merge_variant(q.shape[2], q.dtype),
         tables.forward,
         q,
         k,
@@ -378,6 +374,7 @@ def launch_items(
         "lse_ptr": lse_TH,
         "sequences_ptr": tables.sequences,
         "out_stride": num_heads * head_dim,
+        "repeats": num_heads // num_kv_heads,
     }
     for items, merges in tables.groups():
         variant.launch(

@@ -33,7 +33,7 @@ from .shapes import ModelShape
 from .variants import Variant, type_name
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["repeats"])
 def _attention_dq_kernel(
     q_ptr,
     k_ptr,
@@ -50,8 +50,8 @@ def _attention_dq_kernel(
     v_stride,
     out_stride,
     dout_stride,
+    repeats,
     scale,
-    R: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -64,15 +64,15 @@ def _attention_dq_kernel(
     """
     sequence = tl.load(tiles_ptr + tl.program_id(0) * 2)
     first_row = tl.load(tiles_ptr + tl.program_id(0) * 2 + 1)
-    head, num_heads = tl.program_id(1), tl.num_programs(1) * R
+    head, num_heads = tl.program_id(1), tl.num_programs(1) * repeats
     first_token = tl.load(sequences_ptr + sequence * 4)
     num_tokens = tl.load(sequences_ptr + sequence * 4 + 1)
     rows = first_row + tl.arange(0, BLOCK_M)
-    is_row = rows < num_tokens * R
-    positions = rows // R
+    is_row = rows < num_tokens * repeats
+    positions = rows // repeats
     # Offsets from the tile's first token, in 32 bits.
-    token = (first_token + first_row // R).to(tl.int64)
-    tokens, heads = positions - first_row // R, head * R + rows % R
+    token = (first_token + first_row // repeats).to(tl.int64)
+    tokens, heads = positions - first_row // repeats, head * repeats + rows % repeats
     cols = heads * HEAD_DIM
     q_ptr += token * q_stride
     dout_ptr += token * dout_stride
@@ -86,7 +86,7 @@ def _attention_dq_kernel(
     lse = tl.load(lse_ptr + token * num_heads + lse_rows, mask=is_row, other=0.0)
     k_ptr += head * HEAD_DIM
     v_ptr += head * HEAD_DIM
-    end = tl.minimum((first_row + BLOCK_M - 1) // R + 1, num_tokens)
+    end = tl.minimum((first_row + BLOCK_M - 1) // repeats + 1, num_tokens)
     acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     for start in range(0, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
@@ -103,12 +103,14 @@ def _attention_dq_kernel(
     # Read and computed again: kept, they would cost registers in the loop.
     first_row = tl.load(tiles_ptr + tl.program_id(0) * 2 + 1, volatile=True)
     rows = first_row + tl.arange(0, BLOCK_M)
-    dq_ptr += (first_token + first_row // R).to(tl.int64) * out_stride
-    dq_rows = (rows // R - first_row // R) * out_stride + (head * R + rows % R) * HEAD_DIM
-    store_rows(dq_ptr, dq_rows, rows < num_tokens * R, dq, HEAD_DIM, BLOCK_K)
+    dq_ptr += (first_token + first_row // repeats).to(tl.int64) * out_stride
+    dq_rows = (rows // repeats - first_row // repeats) * out_stride + (
+        head * repeats + rows % repeats
+    ) * HEAD_DIM
+    store_rows(dq_ptr, dq_rows, rows < num_tokens * repeats, dq, HEAD_DIM, BLOCK_K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["repeats"])
 def _attention_dkv_kernel(
     q_ptr,
     k_ptr,
@@ -125,8 +127,8 @@ def _attention_dkv_kernel(
     v_stride,
     dout_stride,
     dk_stride,
+    repeats,
     scale,
-    R: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -139,7 +141,7 @@ def _attention_dkv_kernel(
     """
     sequence = tl.load(tiles_ptr + tl.program_id(0) * 2)
     first_key = tl.load(tiles_ptr + tl.program_id(0) * 2 + 1)
-    head, num_heads = tl.program_id(1), tl.num_programs(1) * R
+    head, num_heads = tl.program_id(1), tl.num_programs(1) * repeats
     first_token = tl.load(sequences_ptr + sequence * 4)
     num_tokens = tl.load(sequences_ptr + sequence * 4 + 1)
     keys = first_key + tl.arange(0, BLOCK_N)
@@ -151,12 +153,12 @@ def _attention_dkv_kernel(
     dk = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     # From a multiple of the block on, so that blocks hold the same rows for every tile.
-    for start in range(first_key * R // BLOCK_M * BLOCK_M, num_tokens * R, BLOCK_M):
+    for start in range(first_key * repeats // BLOCK_M * BLOCK_M, num_tokens * repeats, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
-        is_row = rows < num_tokens * R
-        positions = rows // R
-        token = (first_token + start // R).to(tl.int64)
-        tokens, heads = positions - start // R, head * R + rows % R
+        is_row = rows < num_tokens * repeats
+        positions = rows // repeats
+        token = (first_token + start // repeats).to(tl.int64)
+        tokens, heads = positions - start // repeats, head * repeats + rows % repeats
         q_rows = tokens * q_stride + heads * HEAD_DIM
         q = load_rows(q_ptr + token * q_stride, q_rows, is_row, HEAD_DIM, BLOCK_K)
         dout_rows = tokens * dout_stride + heads * HEAD_DIM
@@ -183,21 +185,21 @@ def _attention_dkv_kernel(
 
 
 @lru_cache(maxsize=64)
-def dq_variant(head_dim: int, repeats: int, dtype: torch.dtype) -> Variant:
+def dq_variant(head_dim: int, dtype: torch.dtype) -> Variant:
     """What computes dq; see `attention.forward_variant`."""
     strides = ("q_stride", "k_stride", "v_stride", "out_stride", "dout_stride")
     tensors = ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "dout_ptr", "dq_ptr")
     kernel = _attention_dq_kernel
-    return _variant("dq", kernel, tensors, strides, head_dim, repeats, dtype)
+    return _variant("dq", kernel, tensors, strides, head_dim, dtype)
 
 
 @lru_cache(maxsize=64)
-def dkv_variant(head_dim: int, repeats: int, dtype: torch.dtype) -> Variant:
+def dkv_variant(head_dim: int, dtype: torch.dtype) -> Variant:
     """What computes dk and dv; see `attention.forward_variant`."""
     strides = ("q_stride", "k_stride", "v_stride", "dout_stride", "dk_stride")
     tensors = ("q_ptr", "k_ptr", "v_ptr", "dout_ptr", "dk_ptr", "dv_ptr")
     kernel = _attention_dkv_kernel
-    return _variant("dkv", kernel, tensors, strides, head_dim, repeats, dtype)
+    return _variant("dkv", kernel, tensors, strides, head_dim, dtype)
 
 
 def _variant(
@@ -206,23 +208,21 @@ def _variant(
     tensors: tuple[str, ...],
     strides: tuple[str, ...],
     head_dim: int,
-    repeats: int,
     dtype: torch.dtype,
 ) -> Variant:
     kind = type_name(dtype)
     rows, keys = gradient_blocks(head_dim, dtype)[what]
     return Variant(
-        name=f"attention_{what} {kind}, {repeats} heads of {head_dim}",
+        name=f"attention_{what} {kind}, heads of {head_dim}",
         kernel=kernel,
         types={
             **dict.fromkeys(tensors, f"*{kind}"),
             **dict.fromkeys(("lse_ptr", "delta_ptr"), "*fp32"),
             **dict.fromkeys(("sequences_ptr", "tiles_ptr"), "*i32"),
-            **dict.fromkeys(strides, "i32"),
+            **dict.fromkeys((*strides, "repeats"), "i32"),
             "scale": "fp32",
         },
         constants={
-            "R": repeats,
             **head_sizes(head_dim, dtype),
             "BLOCK_M": rows,
             "BLOCK_N": keys,
@@ -251,9 +251,8 @@ def gradient_blocks(head_dim: int, dtype: torch.dtype) -> dict[str, tuple[int, i
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every form that a model of this shape can ask for."""
     for dtype in (torch.bfloat16, torch.float32):
-        sizes = shape.head_dim, shape.num_heads // shape.num_kv_heads, dtype
-        yield dq_variant(*sizes)
-        yield dkv_variant(*sizes)
+        yield dq_variant(shape.head_dim, dtype)
+        yield dkv_variant(shape.head_dim, dtype)
 
 
 def attend_gradient(
@@ -280,7 +279,6 @@ def attend_gradient(
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     for gradient in (dq, dk, dv):
         gradient[tables.num_tokens :].zero_()
-    sizes = q.shape[2], q.shape[1] // k.shape[1], q.dtype
     shared = {
         "q_ptr": q,
         "k_ptr": k,
@@ -293,9 +291,10 @@ def attend_gradient(
         "k_stride": k.stride(0),
         "v_stride": v.stride(0),
         "dout_stride": dout.stride(0),
+        "repeats": q.shape[1] // k.shape[1],
         "scale": scale,
     }
-    dq_variant(*sizes).launch(
+    dq_variant(q.shape[2], q.dtype).launch(
         (len(tables.query_tiles), k.shape[1]),
         out_ptr=out_THK,
         dq_ptr=dq,
@@ -303,7 +302,7 @@ def attend_gradient(
         out_stride=dq.stride(0),
         **shared,
     )
-    dkv_variant(*sizes).launch(
+    dkv_variant(q.shape[2], q.dtype).launch(
         (len(tables.key_tiles), k.shape[1]),
         dk_ptr=dk,
         dv_ptr=dv,

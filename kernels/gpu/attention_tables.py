@@ -6,7 +6,7 @@ program does: a tile and one split of the keys it sees. Nothing of a sequence's 
 depends on the others or on its place; only the order of items does, long ones first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,11 @@ class Sequences:
     def packed(cls, bounds: Counts) -> "Sequences":
         """Whole sequences between `bounds`, [N + 1]."""
         return cls(bounds[:-1], np.diff(bounds), np.zeros(len(bounds) - 1, np.int64), bounds[:-1])
+
+    def where(self, is_chosen: npt.NDArray[np.bool_]) -> "Sequences":
+        """Some of them."""
+        arrays = self.first_tokens, self.num_tokens, self.num_cached, self.first_keys
+        return Sequences(*(array[is_chosen] for array in arrays))
 
     def table(self) -> Int32s:
         """[N, 4], columns as above."""
@@ -111,14 +116,19 @@ class ItemTables:
     merges: Tensor
     host: Items
 
+    @classmethod
+    def of(cls, on_device: Sequence[Tensor], host: Items) -> "ItemTables":
+        """The three tensors, in this order."""
+        sequences, items, merges = on_device
+        return cls(sequences, items, merges, host)
+
     def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Items and merges of each group."""
-        host = self.host
-        yield from zip(
-            self.items.split(host.item_groups.tolist()),
-            self.merges.split(host.merge_groups.tolist()),
-            strict=True,
-        )
+        item = merge = 0
+        counts = zip(self.host.item_groups, self.host.merge_groups, strict=True)
+        for num_items, num_merges in counts:
+            yield self.items[item : item + num_items], self.merges[merge : merge + num_merges]
+            item, merge = item + num_items, merge + num_merges
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,6 +159,5 @@ def build_packed(
     query_order = np.argsort(-query_tiles[:, 1], kind="stable")
     key_order = np.argsort(key_tiles[:, 1] - lengths[key_tiles[:, 0]], kind="stable")
     tables = [items.items, items.merges, query_tiles[query_order], key_tiles[key_order]]
-    on_device = memory.write([sequences.table(), *tables])
-    forward = ItemTables(*on_device[:3], items)
-    return PackedTables(int(bounds[-1]), forward, *on_device[3:])
+    *forward, query_tiles_, key_tiles_ = memory.write([sequences.table(), *tables])
+    return PackedTables(int(bounds[-1]), ItemTables.of(forward, items), query_tiles_, key_tiles_)
