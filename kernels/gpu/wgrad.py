@@ -122,8 +122,8 @@ def _add_kernel(
     first, count = entry_units(entries_ptr, entry)
     _, rank, mask = segment_adapter(segments_ptr, tl.load(order_ptr + first))
     pitch = pitch_units * 16
-    block = tl.program_id(0) % tl.cdiv(pitch, BLOCK_D)
-    part = tl.program_id(0) // tl.cdiv(pitch, BLOCK_D)
+    num_parts = tl.num_programs(0) // tl.cdiv(pitch, BLOCK_D)
+    block, part = tl.program_id(0) // num_parts, tl.program_id(0) % num_parts
     local = part // (BUCKET // BLOCK_R)
     place = site_place(table_ptr, mask, site + local, half, num_sites)
     if place < 0:

@@ -104,8 +104,8 @@ def _plane_kernel(
         return
     _, rank, mask = segment_adapter(segments_ptr, segment)
     pitch = pitch_units * 16
-    block = tl.program_id(0) % tl.cdiv(pitch, BLOCK_D)
-    part = tl.program_id(0) // tl.cdiv(pitch, BLOCK_D)
+    num_parts = tl.num_programs(0) // tl.cdiv(pitch, BLOCK_D)
+    block, part = tl.program_id(0) // num_parts, tl.program_id(0) % num_parts
     local = part // (BUCKET // BLOCK_R)
     if site_place(table_ptr, mask, site + local, half, num_sites) < 0:
         return
@@ -124,7 +124,7 @@ def _plane_kernel(
         BLOCK_D,
         BLOCK_R,
     )
-    num_local = tl.num_programs(0) // tl.cdiv(pitch, BLOCK_D) // (BUCKET // BLOCK_R)
+    num_local = num_parts // (BUCKET // BLOCK_R)
     plane = (tl.program_id(1) * num_chunks + tl.program_id(2)).to(tl.int64) * num_local + local
     is_in = (ranks < rank)[:, None] & (cols < pitch)[None, :]
     places = planes_ptr + (plane * BUCKET + ranks)[:, None] * pitch + cols[None, :]
