@@ -104,8 +104,14 @@ def test_the_broker_side_of_the_engine_loads_without_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
+def test_a_worker_on_a_cpu_loads_without_triton() -> None:
+    code = "import sys, weft.engine.worker.loading; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
-    "folder", ["client", "kernels", "engine", *(f"engine/{part}" for part in ENGINE_ORDER)]
+    "folder",
+    ["client", "kernels", "kernels/gpu", "engine", *(f"engine/{part}" for part in ENGINE_ORDER)],
 )
 def test_there_are_no_cycles_inside_a_package(folder: str) -> None:
     edges = {
