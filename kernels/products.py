@@ -11,6 +11,9 @@ with MKL 2024.2, AMD EPYC, 1 to 64 threads). In float32:
   two rows and for any of more than 192 terms.
 
 In 16 bits oneDNN serves batches that are large enough, and another routine the others.
+
+What does not depend on the number of rows, nor on their place: the bits of a row, where rows come in
+sixteens and start at multiples of 16 bytes, as long as one routine serves any number of them.
 """
 
 from typing import Protocol
@@ -22,6 +25,9 @@ from .workspace import Workspace
 
 ALIGNED = 16  # elements; rows that start at their multiples are aligned for every kernel
 _COLUMNS = 2048  # of a product that is added, so that it stays in the cache
+_SMALL = (
+    256  # terms times columns up to which 16-bit products of 16 and of more rows go separate ways
+)
 
 
 class Products(Protocol):
@@ -80,7 +86,8 @@ class Batched:
 class Separate:
     """No bit of a product depends on the other ones, nor on the place where `add` adds it.
 
-    On a CPU. Every product of an operand, and of what `write` gets, starts at a multiple of
+    Nor does any bit of a row of `multiply` and `add` depend on the other rows, where these come in
+    multiples of 16. On a CPU. Every product of an operand, and of what `write` gets, starts at a multiple of
     `ALIGNED` elements.
     """
 
@@ -102,8 +109,12 @@ class Separate:
         both ways.
         """
         if out_EXZ.dtype != torch.float32:
+            is_small = right_EYZ.shape[1] * right_EYZ.shape[2] <= _SMALL
             for out, left, right in zip(out_EXZ, left_EXY, right_EYZ, strict=True):
-                torch.mm(left, right, out=out)
+                if is_small:
+                    out.copy_(left.float() @ right.float())
+                else:
+                    torch.mm(left, right, out=out)
         elif out_EXZ.is_contiguous() and out_EXZ.shape[1] > 1:
             left_ZY, right_YX = right_EYZ.transpose(1, 2), left_EXY.transpose(1, 2)
             torch.bmm(left_ZY, right_YX, out=out_EXZ.transpose(1, 2))

@@ -82,3 +82,11 @@ def test_padding_stays_under_a_quarter() -> None:
 @pytest.mark.parametrize(("rank", "bucket"), [(1, 8), (8, 8), (9, 16), (64, 64), (129, 256)])
 def test_rank_buckets(rank: int, bucket: int) -> None:
     assert rank_bucket(np.array([rank]))[0] == bucket
+
+
+def test_deterministic_plans_have_whole_row_tiles() -> None:
+    counts = [1, 3, 9, 17, 40, 513, 1000]
+    plan = build_plan(counts, [4] * 7, [3] * 7, is_deterministic=True)
+    lengths = sorted(block.length for block in plan.blocks for _ in range(block.num_entries))
+    assert all(length % 16 == 0 for length in lengths)
+    assert lengths == [16, 16, 16, 32, 48, 528, 1008]

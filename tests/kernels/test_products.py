@@ -112,3 +112,20 @@ def test_an_operand_that_lies_anywhere_is_aligned(dtype: torch.dtype) -> None:
         assert torch.equal(taken, x)
         assert taken.stride(0) % ALIGNED == 0
         assert (taken.data_ptr() == x.data_ptr()) == (width % ALIGNED == 0)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inner", "width"), [(8, 97), (16, 16), (64, 8), (512, 64), (16, 1536)])
+def test_a_row_has_the_same_bits_in_any_number_of_tiles(
+    inner: int, width: int, dtype: torch.dtype, num_threads: int
+) -> None:
+    products = Separate(Workspace("cpu"))
+    right = operand(1, inner, width, dtype, seed=1)
+    rows = operand(1, 256, inner, dtype)
+    with threads(num_threads):
+        many = products.multiply(rows, right)
+        for first in range(0, 256 - 16, 37):
+            few = operand(1, 16, inner, dtype)
+            few.copy_(rows[:, first : first + 16])
+            assert torch.equal(products.multiply(few, right), many[:, first : first + 16])
