@@ -5,7 +5,7 @@
 interpreted    the tests that run it, under Triton's interpreter on a CPU and as they are on a GPU
 compiled       from bench/results/kernel_resources*.json (`make kernels`, `make kernels-triton36`):
                how many of today's variants are fit for all architectures, by which Triton
-run on         from bench/results/gpu*.json (`make gpu`): device, day, commit
+run on         from bench/results/gpu.json (`make gpu`): device, day, commit
 """
 
 import ast
@@ -26,7 +26,7 @@ TESTS = ROOT / "tests" / "kernels" / "gpu"
 def status_table() -> str:
     """A row per kernel, as Markdown."""
     kernels = sorted({(key.module, key.kernel) for key in all_variants()})
-    compiled, run = list(_records("kernel_resources*")), list(_records("gpu*"))
+    compiled, run = list(_records("kernel_resources*")), list(_records("gpu"))
     rows = [
         f"| `{module}.{kernel}` | {interpreted_cell(module)} | "
         f"{compiled_cell(kernel, compiled)} | {run_cell(kernel, run)} |"
