@@ -40,6 +40,7 @@ MODELS: dict[str, dict[str, object]] = {
         "tie_word_embeddings": False,
     },
 }
+ROW_TILE = 256  # of deterministic mode, as the worker has it on a CPU
 TINY = _QWEN3 | {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -52,8 +53,11 @@ TINY = _QWEN3 | {
 }
 
 
-def random_decoder(fields: dict[str, object], device: torch.device) -> Decoder:
-    """A model by its config.json: bfloat16 and Triton on CUDA, float32 and PyTorch on a CPU."""
+def random_decoder(fields: dict[str, object], device: torch.device) -> tuple[Decoder, Decoder]:
+    """A model by its config.json, and the same weights in deterministic mode.
+
+    Of bfloat16 and by Triton on CUDA, of float32 and by PyTorch on a CPU.
+    """
     is_cuda = device.type == "cuda"
     dtype = torch.bfloat16 if is_cuda else torch.float32
     config = ModelConfig.from_fields(fields)
@@ -64,7 +68,11 @@ def random_decoder(fields: dict[str, object], device: torch.device) -> Decoder:
         else torch.randn(shape, device=device, dtype=dtype).mul_(0.02)
         for name, shape in expected_tensors(config).items()
     }
-    return Decoder(config, weights, uses_triton=is_cuda)
+    free, fixed = (
+        Decoder(config, weights, row_tile=row_tile, uses_triton=is_cuda)
+        for row_tile in (0, ROW_TILE)
+    )
+    return free, fixed
 
 
 def matmul_parameters(model: Decoder) -> int:

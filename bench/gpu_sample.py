@@ -74,7 +74,7 @@ class SampleBench:
         num_adapters: int = MAX_ADAPTERS,
     ) -> None:
         self.name, self.prompt, self.new = name, prompt, new
-        self.model = random_decoder(fields, device)
+        self.model, _ = random_decoder(fields, device)
         widths = sum(site.in_features + site.out_features + 512 for site in self.model.sites)
         self.store = AdapterStore(
             self.model.sites,

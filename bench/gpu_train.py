@@ -9,6 +9,7 @@ sixteen with ranks 4 to 32, every row with a loss, with and without adapters on 
     fused       all requests in one train step
     unfused     one train step per tenant: the curve of unfused / fused is what fusing gains
     frozen      forward and input gradient of the base alone on the same rows
+    determ.     fused in deterministic mode / fused
 
 MFU counts 4 operations a parameter and token (forward and input gradient) against the rate of a
 large bf16 product, measured first.
@@ -52,7 +53,9 @@ def main() -> None:
         models = {name: MODELS[name] for name in ORDER if arguments.model in (None, name)}
     machine = measure_machine(Stopwatch(device))
     rows: list[dict[str, Any]] = []
-    table = Table("model", "tokens", "tenants", "unembed", "tok/s", "MFU", "gain", "of frozen")
+    table = Table(
+        "model", "tokens", "tenants", "unembed", "tok/s", "MFU", "gain", "/ frozen", "determ."
+    )
     for name, fields in models.items():
         if not deadline.is_over:
             for row in measure_model(name, fields, device, machine, deadline):
@@ -70,20 +73,20 @@ def measure_model(
     deadline: Deadline,
 ) -> Iterator[dict[str, Any]]:
     """Rows of one model: tokens a request, one tenant and sixteen, unembedding off and on."""
-    case = open_case(fields, device)
+    case, fixed = open_cases(fields, device)
     sizes = TOKENS if device.type == "cuda" else (8,)
     for has_unembed in (False, True):
         for tokens_each in sizes:
             if deadline.is_over:
                 return
-            for row in measure_size(case, tokens_each, has_unembed):
+            for row in measure_size(case, fixed, tokens_each, has_unembed):
                 rate = 4 * matmul_parameters(case.model) * row["tokens_per_s"]
                 yield {"model": name, "mfu": rate / machine.matmul_flops_per_s, **row}
 
 
-def open_case(fields: dict[str, object], device: torch.device) -> TrainCase:
-    """The model, and arenas for all tenants of a row."""
-    model = random_decoder(fields, device)
+def open_cases(fields: dict[str, object], device: torch.device) -> tuple[TrainCase, TrainCase]:
+    """The model with arenas for all tenants of a row, and the same in deterministic mode."""
+    model, fixed = random_decoder(fields, device)
     ranks = [RANKS[index % len(RANKS)] for index in range(NUM_REQUESTS)]
     widths = sum(site.in_features + site.out_features + 512 for site in model.sites)
     elements = (sum(ranks) + SINGLE_RANK) * widths
@@ -91,7 +94,7 @@ def open_case(fields: dict[str, object], device: torch.device) -> TrainCase:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info()[0] - elements * (20 + model.dtype.itemsize)
         limit = int(ACTIVATION_SHARE * free / activation_bytes(model))
-    return TrainCase(
+    case = TrainCase(
         model,
         ranks=ranks,
         single_rank=SINGLE_RANK,
@@ -99,9 +102,12 @@ def open_case(fields: dict[str, object], device: torch.device) -> TrainCase:
         weights_bytes=elements * model.dtype.itemsize,
         recompute_above_tokens=limit,
     )
+    return case, case.deterministic(fixed)
 
 
-def measure_size(case: TrainCase, tokens_each: int, has_unembed: bool) -> list[dict[str, Any]]:
+def measure_size(
+    case: TrainCase, fixed: TrainCase, tokens_each: int, has_unembed: bool
+) -> list[dict[str, Any]]:
     """One row for one tenant and one for sixteen."""
     works = {
         number: case.works(case.tenants(number, has_unembed), tokens_each)
@@ -112,6 +118,7 @@ def measure_size(case: TrainCase, tokens_each: int, has_unembed: bool) -> list[d
     for number, own in works.items():
         fused = seconds(case, partial(case.train, own))
         unfused = fused if number == 1 else seconds(case, partial(case.train_one_by_one, own))
+        deterministic = seconds(case, partial(fixed.train, own))
         run_ids = list(dict.fromkeys(work.run_id for work in own))
         rows.append(
             {
@@ -121,9 +128,11 @@ def measure_size(case: TrainCase, tokens_each: int, has_unembed: bool) -> list[d
                 "fused_s": fused,
                 "unfused_s": unfused,
                 "frozen_s": frozen,
+                "deterministic_s": deterministic,
                 "optimizer_s": seconds(case, partial(case.step_optimizer, run_ids), rounds=1),
                 "tokens_per_s": NUM_REQUESTS * tokens_each / fused,
                 "gain": unfused / fused,
+                "of_free": deterministic / fused,
                 "of_frozen": fused / frozen,
             }
         )
@@ -155,6 +164,7 @@ def print_row(table: Table, row: dict[str, Any]) -> None:
         f"{row['mfu']:.1%}",
         f"{row['gain']:.2f}",
         f"{row['of_frozen']:.2f}",
+        f"{row['of_free']:.2f}",
     )
 
 

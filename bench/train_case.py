@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from weft.engine.adapters.head_form import head_chunk_rows, open_head
 from weft.engine.adapters.optimizer import step as optimizer_step
 from weft.engine.adapters.store import AdapterStore
-from weft.engine.model.attention import PackedAttention
 from weft.engine.model.decoder import Decoder
 from weft.engine.model.linear import FrozenLinears
+from weft.engine.model.open_attention import packed_attentions
 from weft.engine.trace import Trace
 from weft.engine.worker.commands import Origin, PassWork
 from weft.engine.worker.runs import HeldRun, RunTable
@@ -55,7 +56,6 @@ class TrainCase:
         is_deterministic: bool = False,
         recompute_above_tokens: int = 1 << 30,
     ) -> None:
-        self.model = model
         self.store = AdapterStore(
             model.sites,
             device=model.device,
@@ -65,15 +65,27 @@ class TrainCase:
             uses_triton=model.uses_triton,
         )
         self.runs = RunTable(self.store, ())
+        self._ranks, self._single_rank = ranks, single_rank
+        self._recompute_above_tokens = recompute_above_tokens
+        self._open(model, is_deterministic)
+
+    def _open(self, model: Decoder, is_deterministic: bool) -> None:
+        self.model = model
+        self._attentions = packed_attentions(model, is_deterministic=is_deterministic)
         self.trainer = Trainer(
             model,
             self.runs,
             open_head(model, uses_triton=model.uses_triton),
             Trace(),
             is_deterministic=is_deterministic,
-            recompute_above_tokens=recompute_above_tokens,
+            recompute_above_tokens=self._recompute_above_tokens,
         )
-        self._ranks, self._single_rank = ranks, single_rank
+
+    def deterministic(self, model: Decoder) -> "TrainCase":
+        """The same tenants in deterministic mode, over the same weights with fixed row tiles."""
+        other = copy(self)
+        other._open(model, is_deterministic=True)
+        return other
 
     def tenants(self, number: int, has_unembed: bool) -> list[str]:
         """Make this many fresh tenants in place of those of the same number; returns run ids."""
@@ -147,7 +159,7 @@ class TrainCase:
         hidden_TD = self.model.forward(
             tokens_T,
             positions_T,
-            PackedAttention(cu_seqlens, device),
+            self._attentions(cu_seqlens),
             _FrozenFromFirstLayer(),
         )
         dhidden_TD = torch.empty_like(hidden_TD)
