@@ -129,3 +129,11 @@ def test_a_row_has_the_same_bits_in_any_number_of_tiles(
             few = operand(1, 16, inner, dtype)
             few.copy_(rows[:, first : first + 16])
             assert torch.equal(products.multiply(few, right), many[:, first : first + 16])
+
+
+def test_small_rows_in_16_bits_do_not_depend_on_how_many_there_are() -> None:
+    # The two routines agree in most sums.
+    products = Separate(Workspace("cpu"))
+    left, right = operand(300, 64, 16, torch.bfloat16), operand(300, 16, 16, torch.bfloat16, seed=1)
+    few = operand(300, 16, 16, torch.bfloat16).copy_(left[:, :16])
+    assert torch.equal(products.multiply(few, right), products.multiply(left, right)[:, :16])

@@ -88,3 +88,15 @@ def test_nan_of_another_sequence_stays_there() -> None:
     other[1].fill_(float("nan"))
     (alone,), (beside, _) = trained([part]), trained([part, other])
     assert torch.equal(alone, beside)
+
+
+def test_sums_over_many_keys_keep_the_precision_of_16_bits() -> None:
+    part = sequence(2000, torch.bfloat16)
+    (found,) = trained([part])
+    q, k, v = (x.double().transpose(0, 1) for x in part)
+    k, v = (x.repeat_interleave(R, 0) for x in (k, v))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    late = slice(1000, None)
+    error = found.double()[late] - exact.transpose(0, 1)[late]
+    # Scores, weights and results are rounded to 8 bits each; sums in 16 bits would double it.
+    assert (error.norm() / exact.transpose(0, 1)[late].norm()).item() < 0.006

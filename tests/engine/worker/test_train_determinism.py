@@ -29,13 +29,30 @@ class Adam:
 
 
 def train(
-    decoder: Decoder, adapters: Sequence[Adapter], works: list[PassWork], chunk_rows: int
+    decoder: Decoder,
+    adapters: Sequence[Adapter],
+    works: list[PassWork],
+    chunk_rows: int,
+    split: np.random.Generator | None = None,
 ) -> Found:
-    """Log-probabilities, gradients and new weights of one step with all works in it."""
+    """Log-probabilities, gradients and new weights of one step with all works in it.
+
+    With `split` each work's units are dealt to two batches at random.
+    """
     trainer, runs = make_trainer(decoder, adapters, chunk_rows)
-    slices = tuple(Slice(work.origin.dispatch_id, 0, len(work.units), True) for work in works)
-    decision = Passes(slices, True, sum(len(work.tokens) for work in works))
-    assert not trainer.step(decision, works).failures
+    sizes = {work.origin.dispatch_id: len(work.units) for work in works}
+    cuts = {
+        job: size if split is None else int(split.integers(size)) for job, size in sizes.items()
+    }
+    by_job = {work.origin.dispatch_id: work for work in works}
+    for decision in (
+        [Slice(job, 0, cut, cut == sizes[job]) for job, cut in cuts.items() if cut],
+        [Slice(job, cut, sizes[job], True) for job, cut in cuts.items() if cut < sizes[job]],
+    ):
+        chosen = [by_job[piece.job_id] for piece in decision]
+        if chosen:
+            passes = Passes(tuple(decision), True, sum(len(work.tokens) for work in chosen))
+            assert not trainer.step(passes, chosen).failures
     found: Found = {
         (work.run_id, work.origin.dispatch_id): trainer.collect(work)[0].copy() for work in works
     }
@@ -97,3 +114,25 @@ def test_no_bit_of_a_step_depends_on_the_runs_beside_it(seed: int, tmp_path: Pat
         assert_company_changes_nothing(
             decoder, adapters, works, chunk_rows=int(rng.choice([16, 64, 256]))
         )
+
+
+def test_a_run_has_the_same_bits_among_1_7_or_63_others_shuffled_and_in_any_split(
+    tmp_path: Path,
+) -> None:
+    save_random_model(tmp_path)
+    decoder = Decoder.load(tmp_path, row_tile=16)
+    rng = np.random.default_rng(0)
+    adapters = [(int(rng.choice(RANKS[:-1])), bool(rng.integers(2))) for _ in range(64)]
+    works = [
+        random_work(job, f"r{job}", rng.choice(LENGTHS[:-1], 6).tolist(), 97, rng)
+        for job in range(64)
+    ]
+    own = works[40]
+    with threads(2):
+        expected = train(decoder, adapters, [own], 64)
+        for others in (1, 7, 63):
+            company = rng.permutation([job for job in range(64) if job != 40])[:others]
+            mixed = [works[job] for job in rng.permutation([40, *company]).tolist()]
+            found = train(decoder, adapters, mixed, 64, split=rng)
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values, err_msg=f"{others} {name}")
