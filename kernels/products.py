@@ -25,9 +25,7 @@ from .workspace import Workspace
 
 ALIGNED = 16  # elements; rows that start at their multiples are aligned for every kernel
 _COLUMNS = 2048  # of a product that is added, so that it stays in the cache
-_SMALL = (
-    256  # terms times columns up to which 16-bit products of 16 and of more rows go separate ways
-)
+_SMALL = 256  # terms times columns up to which the routine in 16 bits depends on the rows
 
 
 class Products(Protocol):
