@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from harness import ROOT, write_result
 LIMITS = {"tests": 8.0, "kernels": 7.5, "train": 5.5, "sample": 3.5}  # minutes
 RESERVE = 1.5  # minutes of a bench's limit that its last row may take
 SCRIPTS = {"kernels": "kernels.py", "train": "gpu_train.py", "sample": "gpu_sample.py"}
+MAX_PROCESSES = 8  # on one device
 KERNEL_TESTS = "tests/kernels/gpu"
 DRY_TESTS = "tests/kernels/gpu/test_swiglu.py"
 
@@ -81,14 +83,19 @@ def run_tests(is_dry: bool) -> tuple[bool, list[str]]:
     kernels: set[str] = set()
     ends = time.monotonic() + 60 * LIMITS["tests"]
     with tempfile.TemporaryDirectory() as folder:
-        for number, chosen in enumerate(suites):
-            path = Path(folder) / f"{number}.json"
-            plugin = ["-p", "launched_kernels", "--launched-kernels", str(path)]
-            command = ["-m", "pytest", "-q", *plugin, *chosen]
+        plugin = ["-p", "launched_kernels", "--launched-kernels", folder]
+        for chosen in suites:
+            command = ["-m", "pytest", "-q", *parallel(), *plugin, *chosen]
             passed.append(run(command, ends - time.monotonic(), is_interpreted=is_dry))
-            if path.is_file():
+            for path in Path(folder).glob("*.json"):
                 kernels.update(json.loads(path.read_text(encoding="utf-8")))
     return all(passed), sorted(kernels)
+
+
+def parallel() -> list[str]:
+    """Options of pytest that spread tests, and with them compilation, over the cores."""
+    cores = len(os.sched_getaffinity(0))
+    return ["-n", str(min(cores // 2, MAX_PROCESSES))] if find_spec("xdist") and cores > 3 else []
 
 
 def run(command: list[str], limit_s: float, *, is_interpreted: bool = False) -> bool:

@@ -1,6 +1,8 @@
 """A pytest plugin that writes down which Triton kernels the tests that passed have launched.
 
-pytest -p launched_kernels --launched-kernels FILE ...
+    pytest -p launched_kernels --launched-kernels FOLDER ...
+
+Every process of pytest-xdist writes a file of its own to the folder.
 """
 
 import json
@@ -12,13 +14,14 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--launched-kernels", type=Path, help="write kernel names to this JSON file")
+    parser.addoption("--launched-kernels", type=Path, help="write JSON files of kernel names")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--launched-kernels")
     if path is not None:
-        config.pluginmanager.register(Recorder(path))
+        worker = getattr(config, "workerinput", {"workerid": "main"})["workerid"]
+        config.pluginmanager.register(Recorder(path / f"{worker}.json"))
 
 
 class Recorder:

@@ -86,8 +86,8 @@ def test_kernels_count_when_a_test_that_launched_them_passed(tmp_path: Path) -> 
         "def test_bad(): assert not norms([torch.ones(16)])\n",
         encoding="utf-8",
     )
-    found = tmp_path / "kernels.json"
     for name, expected in (("good", ["_norms_kernel", "_partials_kernel"]), ("bad", [])):
-        plugin = ("-p", "launched_kernels", "--launched-kernels", str(found))
+        plugin = ("-p", "launched_kernels", "--launched-kernels", str(tmp_path))
         done = run("-m", "pytest", "-q", *plugin, f"{tests}::test_{name}")
-        assert json.loads(found.read_text(encoding="utf-8")) == expected, done.stdout
+        found = json.loads((tmp_path / "main.json").read_text(encoding="utf-8"))
+        assert found == expected, done.stdout
