@@ -32,7 +32,7 @@ from .tiles import BUCKETS
 from .variants import Variant, type_name
 
 # Columns of a program, and rank rows of a product; those of float32 are unrolled.
-BLOCKS = {torch.bfloat16: (128, 64), torch.float32: (64, 16)}
+BLOCKS = {torch.bfloat16: (128, 64), torch.float32: (32, 16)}
 INTEGERS = [
     "site",
     "half",
@@ -229,6 +229,17 @@ def _expand_kernel(
     tl.store(y_places, y.to(y0_ptr.dtype.element_ty), mask=is_in)
 
 
+def num_warps(tile_rows: int, dtype: torch.dtype) -> int:
+    """Warps of a program here.
+
+    64 rows, bucket 64: 72 registers on sm_90, 80 on sm_80. With 4 warps 106 and 160, and 255 where
+    sites are summed. Tiles of 16 rows need a group of 4 for the tensor cores.
+    """
+    if tile_rows >= 64:
+        return 8
+    return 4 if dtype == torch.bfloat16 else 2
+
+
 @lru_cache(maxsize=256)
 def expand_variant(
     bucket: int,
@@ -269,12 +280,10 @@ def expand_variant(
             "ACCUMULATE": accumulate,
             "IS_SPLIT": is_split,
         },
-        # 64 rows, bucket 64: 72 registers on sm_90, 80 on sm_80; with 4 warps 106 and 160, and 255
-        # where sites are summed.
-        num_warps=8 if tile_rows >= 64 else 4,
+        num_warps=num_warps(tile_rows, dtype),
         num_stages=2,
         has_dot=bucket > 0 and dtype != torch.float32,
-        max_narrow_loads=20,
+        max_narrow_loads=24,
     )
 
 

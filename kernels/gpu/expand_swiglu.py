@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .adapters import BT, Adapters, width_arguments, width_unit
-from .expand import BLOCKS, INTEGERS, TABLES, add_product, arguments
+from .expand import BLOCKS, INTEGERS, TABLES, add_product, arguments, num_warps
 from .records import (
     block_place,
     bucket_tiles,
@@ -196,10 +196,10 @@ def swiglu_variant(
             "KEEP": keep,
             "IS_SPLIT": is_split,
         },
-        num_warps=8 if tile_rows >= 64 else 4,
+        num_warps=num_warps(tile_rows, dtype),
         num_stages=2,
         has_dot=bucket > 0 and dtype != torch.float32,
-        max_narrow_loads=20,
+        max_narrow_loads=24,
     )
 
 

@@ -104,7 +104,7 @@ def sum_variant(
             "CHUNK": chunk_rows(bucket),
             "BLOCK_T": 64 if is_half else 16,
             "BLOCK_D": BLOCK_D,
-            "BLOCK_R": min(bucket, MAX_RANK_BLOCK),
+            "BLOCK_R": min(bucket, MAX_RANK_BLOCK if is_half else 32),
         },
         num_warps=4 if bucket == 16 else 8,
         num_stages=3,
