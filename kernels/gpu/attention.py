@@ -244,7 +244,7 @@ def forward_variant(
         num_stages=3 if for_decode and head_dim <= 128 else 2,
         has_dot=kind == "bf16",
         multiples_of_16=strides,
-        max_narrow_loads=24 if page_size else 16,
+        max_narrow_loads=32 if page_size else 16,  # a page's number for each row of keys
     )
 
 
