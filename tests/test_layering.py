@@ -125,4 +125,14 @@ def test_there_are_no_cycles_inside_a_package(folder: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(ALLOWED))
 def test_bare_folder_names_are_not_importable(name: str) -> None:
-    assert importlib.util.find_spec(name) is None
+    spec = importlib.util.find_spec(name)
+    assert spec is None or spec.origin == str(ROOT / "bench" / f"{name}.py")  # a script
+
+
+def test_a_script_with_the_name_of_a_folder_imports_nothing_when_it_is_found() -> None:
+    for name in ALLOWED:
+        for path in (ROOT / "bench").glob(f"{name}.py"):
+            docstring, guard = ast.parse(path.read_text(encoding="utf-8")).body
+            assert isinstance(docstring, ast.Expr)
+            assert isinstance(guard, ast.If)
+            assert ast.unparse(guard.test) == "__name__ == '__main__'"
