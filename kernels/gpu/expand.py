@@ -281,7 +281,7 @@ def expand_variant(
             "IS_SPLIT": is_split,
         },
         num_warps=num_warps(tile_rows, dtype),
-        num_stages=2,
+        num_stages=2 if dtype == torch.bfloat16 else 1,
         has_dot=bucket > 0 and dtype != torch.float32,
         max_narrow_loads=24,
     )

@@ -151,7 +151,6 @@ def _shrink_kernel(
         return
     segment, row, rows = tile_record(tiles_ptr, first_tile + tl.program_id(1))
     start, rank, mask = segment_adapter(segments_ptr, segment)
-    segment_row, _, s_start = segment_rows(segments_ptr, segment)
     local = part // (BUCKET // BLOCK_R)
     place = site_place(table_ptr, mask, site + local, half, num_sites)
     if place < 0:
@@ -169,9 +168,6 @@ def _shrink_kernel(
     if IS_SPLIT:
         first_slab = tl.program_id(2)
         last_slab = first_slab + 1
-        s_ptr += (
-            first_slab.to(tl.int64) * s_units * 16 * (tl.num_programs(0) // (BUCKET // BLOCK_R))
-        )
     total = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
     for slab in range(first_slab, last_slab):
         acc = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
@@ -193,6 +189,14 @@ def _shrink_kernel(
         total *= tl.load(scales_ptr + segment)
     # Selected, since 0 * Inf of the tenant's own rows would be NaN in columns that are to be zero.
     total = tl.where(is_rank[None, :], total, 0.0)
+    segment_row, _, s_start = segment_rows(segments_ptr, segment)
+    if IS_SPLIT:
+        s_ptr += (
+            tl.program_id(2).to(tl.int64)
+            * s_units
+            * 16
+            * (tl.num_programs(0) // (BUCKET // BLOCK_R))
+        )
     s_ptr += local.to(tl.int64) * s_units * 16 + s_start
     places = (row - segment_row + steps).to(tl.int64)[:, None] * BUCKET + ranks[None, :]
     tl.store(s_ptr + places, total.to(s_ptr.dtype.element_ty), mask=is_row[:, None])
