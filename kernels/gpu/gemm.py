@@ -9,9 +9,10 @@ T rows, D input features, O output features; in the kernel K is summed over and 
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .gemm_kernel import HEIGHTS, all_variants, blocks_of, gemm_variant, is_even
+from .gemm_kernel import all_variants, blocks_of, gemm_variant, is_even
 
 __all__ = ["all_variants", "input_gradient", "linear"]
 
@@ -60,7 +61,7 @@ def _product(
     accumulate: bool,
 ) -> Tensor:
     y = output_of(x, weight_OD, out, bias, is_forward=is_forward, accumulate=accumulate)
-    height = height_for(len(x))
+    height = height_for(x.dtype, len(x))
     form = gemm_variant(
         x.dtype,
         height,
@@ -73,9 +74,10 @@ def _product(
     return y
 
 
-def height_for(rows: int) -> int:
+def height_for(dtype: torch.dtype, rows: int) -> int:
     """Rows of a program, where so many are to be computed at a time."""
-    return next((height for height in HEIGHTS if rows <= height), HEIGHTS[-1])
+    heights = blocks_of(dtype).heights
+    return next((height for height in heights if rows <= height), heights[-1])
 
 
 def grid_of(num_tiles: int, y: Tensor) -> tuple[int]:

@@ -6,6 +6,7 @@ T rows; K is summed over and N remains.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import torch
 import triton
@@ -28,20 +29,19 @@ from .variants import UnknownVariant, Variant, type_name
 class Blocks:
     """How products of one element type are cut, on every device."""
 
+    heights: tuple[int, ...]  # rows of a program, the least that holds what there is
     block_n: int
     block_k: int
     num_stages: int
     group: int  # tiles of rows whose programs run together, so that weights come from L2
 
 
-# 144 KB of shared memory on sm_90 and 96 on sm_80 for 128 rows; no spills on either.
+# Both heights of bfloat16 multiply by the same instruction in the same order (m64n256k16 on sm_90,
+# m16n8k16 on sm_80). 144 KB of shared memory on sm_90 and 96 on sm_80 for 128 rows.
 BLOCKS = {
-    torch.bfloat16: Blocks(block_n=256, block_k=64, num_stages=3, group=8),
-    torch.float32: Blocks(block_n=64, block_k=32, num_stages=3, group=8),
+    torch.bfloat16: Blocks((64, 128), block_n=256, block_k=64, num_stages=3, group=8),
+    torch.float32: Blocks((128,), block_n=128, block_k=32, num_stages=3, group=8),
 }
-# Rows of a program, the least that holds what there is. Both multiply by the same instruction in
-# the same order (m64n256k16 on sm_90, m16n8k16 on sm_80): 16 rows a warp, four or eight warps.
-HEIGHTS = (64, 128)
 ROWS_PER_WARP = 16
 MAX_RANK_BLOCK = 32  # rank rows of one product; 64 spills on sm_80
 
@@ -227,8 +227,8 @@ def gemm_variant(
         UnknownVariant: no such form.
     """
     blocks, element = blocks_of(dtype), type_name(dtype)
-    if height not in HEIGHTS:
-        raise UnknownVariant(f"no product for tiles of {height} rows, only {HEIGHTS}")
+    if height not in blocks.heights:
+        raise UnknownVariant(f"no {element} for tiles of {height} rows, only {blocks.heights}")
     if bucket is not None and bucket not in BUCKETS:
         raise UnknownVariant(f"no product for rank bucket {bucket}, only {BUCKETS}")
     absent = (() if has_bias else ("bias_ptr",)) + (() if bucket else _ADAPTERS)
@@ -273,9 +273,9 @@ def gemm_variant(
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every variant that a model can launch; many models share all of theirs."""
     found: dict[str, Variant] = {}
-    for dtype, height in ((dtype, height) for dtype in BLOCKS for height in HEIGHTS):
+    for dtype, blocks in BLOCKS.items():
         for inputs, outputs in shape.groups:
-            for width in outputs:
+            for width, height in product(outputs, blocks.heights):
                 forward, backward = is_even(dtype, inputs, width), is_even(dtype, width, inputs)
                 for variant in _variants_of(dtype, height, forward, backward):
                     found.setdefault(variant.name, variant)

@@ -116,7 +116,7 @@ def _launch(
     for bucket in (0, *plan.used_buckets):
         gemm_variant(
             x.dtype,
-            height_for(plan.tile_rows),
+            height_for(x.dtype, plan.tile_rows),
             is_forward=half == BT,
             is_even=is_even(x.dtype, x.shape[1], y.shape[1]),
             has_bias=bias is not None,

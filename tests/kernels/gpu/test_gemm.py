@@ -154,7 +154,7 @@ def test_an_unknown_form_is_refused_by_name() -> None:
     with pytest.raises(UnknownVariant, match="tiles of 16 rows"):
         gemm_variant(torch.float32, 16, is_forward=True, is_even=(True, True))
     with pytest.raises(UnknownVariant, match="bucket 8"):
-        gemm_variant(torch.float32, 64, is_forward=True, is_even=(True, True), bucket=8)
+        gemm_variant(torch.float32, 128, is_forward=True, is_even=(True, True), bucket=8)
 
 
 @pytest.mark.parametrize("shape", PUBLISHED, ids=lambda shape: shape.name)
@@ -168,4 +168,4 @@ def test_the_forms_of_published_models_are_few_and_among_those_that_are_checked(
             form = gemm_variant(torch.bfloat16, 128, is_forward=True, is_even=even, bucket=64)
             assert checked[form.name].constants == form.constants
             assert even[0]
-    assert len(checked) <= 160
+    assert len(checked) <= 140
