@@ -282,7 +282,8 @@ def _shrink_variant(
     element = type_name(dtype)
     is_half = dtype == torch.bfloat16  # else products are unrolled, and narrower
     block_r = min(bucket, MAX_RANK_BLOCK if is_half else 64)
-    # 64 rows, bucket 64: 128 registers on sm_90, 160 on sm_80. 128 columns a step spill on sm_80.
+    # With 4 warps the split form of 64 rows, bucket 64, spills on sm_100; so do 128 columns a step
+    # on sm_80.
     return Variant(
         name=f"{element} bucket {bucket} rows {tile_rows}"
         + f" unit {unit}" * (unit != 16)
@@ -306,7 +307,7 @@ def _shrink_variant(
             "BLOCK_K": 64 if is_half else 32,
             "IS_SPLIT": is_split,
         },
-        num_warps=8 if tile_rows * block_r > 64 * 64 else 4,
+        num_warps=8 if tile_rows * block_r >= 64 * 64 else 4,
         num_stages=4,
         has_dot=is_half,
         max_narrow_loads=16,
