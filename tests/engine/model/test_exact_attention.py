@@ -26,7 +26,7 @@ def trained(parts: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
     lengths = [len(q) for q, _, _ in parts]
     attention = PackedAttention(np.cumsum([0, *lengths]), is_deterministic=True)
     q, k, v = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return list(attention.attend(0, q, k, v).split(lengths))
+    return list(torch.split(attention.attend(0, q, k, v), lengths))
 
 
 def decoded(part: tuple[Tensor, Tensor, Tensor], first: int, count: int, company: int) -> Tensor:

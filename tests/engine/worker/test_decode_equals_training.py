@@ -54,7 +54,9 @@ class Engine:
         adapters = [(rank, bool(index % 2)) for index, rank in enumerate(ranks)]
         trainer, runs = make_trainer(decoder, adapters, chunk_rows=int(rng.choice([16, 64, 256])))
         names = [f"r{index}" for index in range(len(ranks))]
-        versions = {name: runs.run(name).run.version for name in names}
+        versions: dict[str, WeightsVersion | None] = {
+            name: runs.run(name).run.version for name in names
+        }
         return cls(decoder, trainer, runs.store, versions)
 
     def generator(self, page_size: int, step_tokens: int) -> Generator:
@@ -81,9 +83,9 @@ def sample(generator: Generator, engine: Engine, rng: np.random.Generator) -> li
     ]
     done = run(generator, *asked)
     return [
-        Text(names[one.key % len(names)], np.append(one.tokens, drawn.tokens), drawn.logprobs)
-        for one in asked
-        for drawn in sequences(done[one.key])
+        Text(names[place % len(names)], np.append(one.tokens, drawn.tokens), drawn.logprobs)
+        for place, one in enumerate(asked)
+        for drawn in sequences(done[place])
     ]
 
 
@@ -92,7 +94,7 @@ def prefill(generator: Generator, engine: Engine, texts: Sequence[Text]) -> list
     asked = [
         request(
             place,
-            text.tokens,
+            text.tokens.tolist(),
             version=engine.versions[text.run_id],
             max_tokens=1,
             prompt_logprobs=True,
@@ -169,3 +171,21 @@ def test_decode_prefill_and_training_give_the_same_bits(seed: int, tmp_path: Pat
         np.testing.assert_array_equal(scored[place], by_training, err_msg="prefill")
         answer = by_training[-len(text.logprobs) :]
         np.testing.assert_array_equal(text.logprobs, answer, err_msg="decode")
+
+
+def test_the_base_model_has_the_bits_of_an_adapter_that_adds_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    save_random_model(tmp_path, max_context=512)
+    engine = Engine.open(tmp_path, (4, 16, 64), rng, torch.float32)
+    for number, name in enumerate(("r0", "r1", "r2")):
+        run_ = engine.trainer._runs.run(name).run
+        zeros = engine.store.export_weights(run_.version)
+        tensors = {key: value * (not key.endswith("lora_b")) for key, value in zeros.items()}
+        engine.store.import_state(run_, tensors, number, with_optimizer=False)
+    engine.versions = dict.fromkeys(engine.versions)
+    texts = sample(engine.generator(16, 2048), engine, rng)
+    scored = prefill(engine.generator(4, 100), engine, texts)
+    trained = train(engine, texts, forward_only=True, group=2)
+    for text, by_prefill, by_training in zip(texts, scored, trained, strict=True):
+        np.testing.assert_array_equal(by_prefill, by_training)
+        np.testing.assert_array_equal(text.logprobs, by_training[-len(text.logprobs) :])
