@@ -67,9 +67,15 @@ def attend_exactly(
         rows_CMK = q_CQRK.new_zeros(N * G, padded(num_rows), K)
         rows_CMK[:, :num_rows] = q_CQRK[:, start:stop].flatten(1, 2)
         scores_CML = product(rows_CMK, k_CLK[:, :seen].transpose(1, 2)).mul_(K**-0.5)
-        own_NGBRL = scores_CML[:, :num_rows].unflatten(1, (-1, R)).unflatten(0, (N, G))
+        own_NGBRL = _split(scores_CML[:, :num_rows], N, R)
         own_NGBRL.masked_fill_(is_later_NQL[:, None, start:stop, None, :seen], float("-inf"))
         mixed_CMK = mix(torch.softmax(scores_CML, -1), v_CLK[:, :seen])
-        mixed_NGBRK = mixed_CMK[:, :num_rows].unflatten(1, (-1, R)).unflatten(0, (N, G))
+        mixed_NGBRK = _split(mixed_CMK[:, :num_rows], N, R)
         out_NQHK[:, start:stop].view(N, stop - start, G, R, K).copy_(mixed_NGBRK.transpose(1, 2))
     return out_NQHK
+
+
+def _split(x_CMK: Tensor, num_sequences: int, repeats: int) -> Tensor:
+    """The same memory as [N, G, tokens, R, K]."""
+    x_CBRK = torch.unflatten(x_CMK, 1, (-1, repeats))
+    return torch.unflatten(x_CBRK, 0, (num_sequences, -1))
