@@ -25,7 +25,7 @@ from .variants import UnknownVariant, Variant, type_name
 DECODE_ROWS = 16  # query rows of a program where only a token or a few are computed
 MAX_HEAD_DIM = 256
 MERGE_ROWS = 16
-PARTIAL_BYTES = 256 << 20  # memory for sums of splits that wait to be merged
+PARTIAL_BYTES = 64 << 20  # memory for sums of splits that wait to be merged
 LOG2_E = 1.4426950408889634
 
 
@@ -244,7 +244,7 @@ def forward_variant(
         num_stages=3 if for_decode and head_dim <= 128 else 2,
         has_dot=kind == "bf16",
         multiples_of_16=strides,
-        max_narrow_loads=32 if page_size else 16,  # a page's number for each row of keys
+        max_narrow_loads=40 if page_size else 16,  # a page's number for each row of keys
     )
 
 

@@ -232,7 +232,7 @@ def _variant(
         num_stages=2,
         has_dot=kind == "bf16",
         multiples_of_16=strides,
-        max_narrow_loads=24,
+        max_narrow_loads=72,  # two numbers for each query row; Triton 3.6 repeats them
     )
 
 
@@ -244,7 +244,7 @@ def gradient_blocks(head_dim: int, dtype: torch.dtype) -> dict[str, tuple[int, i
             "dkv": (16, 32 if head_dim <= 128 else 16),
         }
     if head_dim > 128:
-        return {"dq": (64, 32), "dkv": (32, 64)}
+        return {"dq": (64, 32), "dkv": (32, 32)}
     return {"dq": (128, 64), "dkv": (64, 64)}
 
 

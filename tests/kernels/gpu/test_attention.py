@@ -55,11 +55,10 @@ def test_splits_are_added_up(dtype: torch.dtype, device: torch.device) -> None:
 
 # The interpreter takes a maximum of numbers that are all NaN for a mistake.
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
-@pytest.mark.parametrize("dtype", TYPES)
 def test_a_sequence_has_the_same_bits_among_others_and_no_nan_of_theirs(
-    dtype: torch.dtype, device: torch.device
+    device: torch.device,
 ) -> None:
-    own = random_rows(70, 2, 1, 32, dtype)
+    own = random_rows(70, 2, 1, 32, torch.bfloat16)
     with splits_of(64):
         alone = attend_packed([70], [x.to(device) for x in own], 0.2)
         for before, after in [([3], []), ([9, 0, 66], [1])]:
@@ -96,11 +95,11 @@ def test_large_scores_neither_overflow_nor_vanish(device: torch.device) -> None:
 def test_groups_of_items_that_share_no_memory_give_the_same(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [x.to(device) for x in random_rows(140, 2, 1, 16, torch.bfloat16)]
+    rows = [x.to(device) for x in random_rows(100, 2, 1, 16, torch.bfloat16)]
     with splits_of(64):
-        expected = attend_packed([140], rows, 0.25)
+        expected = attend_packed([100], rows, 0.25)
         monkeypatch.setattr(attention, "PARTIAL_BYTES", 4 * 18 * 300)
-        found = attend_packed([140], rows, 0.25)
+        found = attend_packed([100], rows, 0.25)
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 

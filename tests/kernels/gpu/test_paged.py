@@ -149,6 +149,22 @@ def test_neighbours_and_their_nan_change_no_bit(
             assert together[:first].isnan().all()
 
 
+def test_deterministic_mode_decodes_in_the_tiles_of_prefill(device: torch.device) -> None:
+    step = np.array([[0], [1]]), np.array([5, 0]), np.array([1, 12])
+    for is_deterministic, num_decoded in ((True, 0), (False, 1)):
+        tables = build_paged(
+            *step,
+            page_size=SIZE,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            dtype=torch.bfloat16,
+            is_deterministic=is_deterministic,
+            memory=DeviceInts(device),
+        )
+        assert (len(tables.whole.items), len(tables.decode.items)) == (2 - num_decoded, num_decoded)
+
+
 def test_only_the_slots_of_new_rows_are_written(device: torch.device) -> None:
     rows = random_rows(20, 2, 2, 16, torch.bfloat16)
     cache = Cache.of([20], rows, device)

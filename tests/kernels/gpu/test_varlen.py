@@ -9,11 +9,11 @@ import torch
 from weft.kernels.gpu.varlen import Varlen, varlen_options
 
 
-def of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):  # type: ignore[no-untyped-def]
+def of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
     """Without a window."""
 
 
-def of_2_11(  # type: ignore[no-untyped-def]
+def of_2_11(
     query,
     key,
     value,
@@ -29,7 +29,7 @@ def of_2_11(  # type: ignore[no-untyped-def]
     """Without shared key heads."""
 
 
-def of_2_13(  # type: ignore[no-untyped-def]
+def of_2_13(
     query,
     key,
     value,
@@ -49,11 +49,11 @@ def of_2_13(  # type: ignore[no-untyped-def]
     """With both."""
 
 
-def renamed(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):  # type: ignore[no-untyped-def]
+def renamed(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
     """Other names."""
 
 
-def demanding(  # type: ignore[no-untyped-def]
+def demanding(
     query,
     key,
     value,
