@@ -83,13 +83,15 @@ def measure_all(work: Sequence[Item], jobs: int) -> Iterator[Row]:
         for connection in wait(list(under_way)):
             assert isinstance(connection, Connection)
             try:
-                yield connection.recv()
-                under_way[connection].pop(0)
+                row = connection.recv()
             except EOFError:
                 lost = under_way.pop(connection)
                 if lost:
                     yield Row(*lost[0], None, ("does not compile: the compiler aborted",))
                     waiting += lost[1:]
+            else:
+                under_way[connection].pop(0)
+                yield row
 
 
 def _measure_portion(connection: Connection, portion: Sequence[Item]) -> None:
@@ -151,6 +153,9 @@ def main() -> int:
         keys = list(all_variants())
         is_whole = not (options.cover or options.only or options.arch)
         rows = _compile_and_print(options, keys)
+    if not rows:
+        print("no variant has such a name")
+        return 1
     failures = [failure(row) for row in rows if row.problems]
     print(f"{len(rows)} compiled in {time.perf_counter() - begin:.0f} s, {len(failures)} failures")
     for line in failures:
@@ -166,7 +171,8 @@ def _compile_and_print(options: argparse.Namespace, keys: list[Key]) -> list[Row
     import triton
 
     chosen = cover() if options.cover else keys
-    chosen = [key for key in chosen if all(part in " ".join(_texts(key)) for part in options.only)]
+    texts = {key: f"{key.module} {key.kernel} {key.variant}" for key in chosen}
+    chosen = [key for key in chosen if all(part in texts[key] for part in options.only)]
     archs = options.arch or ARCHITECTURES
     print(
         f"Triton {triton.__version__}: {len(chosen)} of {len(keys)} variants,",
@@ -182,10 +188,6 @@ def _compile_and_print(options: argparse.Namespace, keys: list[Key]) -> list[Row
 
 def _order(row: Row) -> tuple[Key, int]:
     return row.key, row.arch
-
-
-def _texts(key: Key) -> tuple[str, str, str]:
-    return key.module, key.kernel, key.variant
 
 
 def _options() -> argparse.Namespace:

@@ -11,6 +11,8 @@ import pytest
 from compiled_kernel import Product, due_instructions, instruction_counts, products
 from kernel_variants import FOLDER, Key, all_variants, cover
 
+pytestmark = pytest.mark.timeout(300)  # compilers on busy cores
+
 ROOT = Path(__file__).resolve().parents[2]
 GATE = ROOT / "bench" / "kernel_resources.py"
 PLANTED = ROOT / "tests" / "helpers" / "planted_kernels.py"
@@ -116,6 +118,12 @@ def test_the_gate_passes_where_all_are_sound() -> None:
     done = _run(PLANTED, "--only", "sound", "--arch", "90")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "HGMMA" in done.stdout
+
+
+def test_the_gate_does_not_pass_over_nothing() -> None:
+    done = _run(PLANTED, "--only", "no such kernel")
+    assert done.returncode == 1
+    assert "no variant has such a name" in done.stdout
 
 
 def test_every_kernel_is_in_the_dispatch_table() -> None:
