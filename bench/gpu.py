@@ -72,13 +72,12 @@ def options(name: str, is_dry: bool) -> list[str]:
 
 
 def run_tests(is_dry: bool) -> tuple[bool, list[str]]:
-    """The kernels' tests, then those marked gpu; the kernels that those which passed launched."""
-    marked = [
-        str(path.relative_to(ROOT))
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if "mark.gpu" in path.read_text(encoding="utf-8")
-    ]
-    suites = [[DRY_TESTS]] if is_dry else [[KERNEL_TESTS], ["-m", "gpu", *marked]]
+    """The tests of kernels, of what uses them, and those marked gpu.
+
+    Returns whether all passed, and the kernels that those which did have launched.
+    """
+    users, marked = tests_with("import interpreter"), tests_with("mark.gpu")
+    suites = [[DRY_TESTS]] if is_dry else [[KERNEL_TESTS], users, ["-m", "gpu", *marked]]
     passed: list[bool] = []
     kernels: set[str] = set()
     ends = time.monotonic() + 60 * LIMITS["tests"]
@@ -90,6 +89,15 @@ def run_tests(is_dry: bool) -> tuple[bool, list[str]]:
             for path in Path(folder).glob("*.json"):
                 kernels.update(json.loads(path.read_text(encoding="utf-8")))
     return all(passed), sorted(kernels)
+
+
+def tests_with(text: str) -> list[str]:
+    """Files of tests outside the kernels' that contain a text."""
+    return [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if text in path.read_text(encoding="utf-8") and ROOT / KERNEL_TESTS not in path.parents
+    ]
 
 
 def parallel() -> list[str]:
