@@ -19,6 +19,8 @@ from ...kernels.gpu.varlen import Varlen
 from .attention import PackedAttention
 from .attention_form import AttentionForm
 
+Heads = tuple[int, int, int]  # query heads, key heads, their width
+
 
 class TritonAttentions:
     """Makes the attention of one batch after the other, in memory that it keeps.
@@ -31,17 +33,17 @@ class TritonAttentions:
     def __init__(self, device: torch.device | str, *, is_deterministic: bool) -> None:
         self.device = torch.device(device)
         self.varlen = None if is_deterministic else Varlen()
-        self._memories: dict[int, DeviceInts] = {}
+        self._memories: dict[Heads, DeviceInts] = {}
 
     def __call__(self, cu_seqlens: npt.ArrayLike) -> "TritonAttention":
         """See `PackedAttention`. Those made before are not to be used any more."""
         return TritonAttention(cu_seqlens, self)
 
-    def memory(self, num_heads: int) -> DeviceInts:
-        """Where the tables of layers with so many heads lie; 0 for what all layers share."""
-        if num_heads not in self._memories:
-            self._memories[num_heads] = DeviceInts(self.device)
-        return self._memories[num_heads]
+    def memory(self, heads: Heads) -> DeviceInts:
+        """Where the tables of layers with such heads lie; zeros for what all layers share."""
+        if heads not in self._memories:
+            self._memories[heads] = DeviceInts(self.device)
+        return self._memories[heads]
 
 
 class TritonAttention:
@@ -55,7 +57,7 @@ class TritonAttention:
         self._bounds = np.asarray(cu_seqlens, np.int64)
         self._longest = int(np.diff(self._bounds).max(initial=0))
         self._owner = owner
-        self._tables: dict[int, PackedTables] = {}  # by number of heads; most models have one
+        self._tables: dict[Heads, PackedTables] = {}  # most models have one
         self._cu_seqlens: Tensor | None = None
 
     def attend(
@@ -82,25 +84,28 @@ class TritonAttention:
         self, varlen: Varlen, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, options: dict[str, Any]
     ) -> Tensor:
         if self._cu_seqlens is None:
-            (self._cu_seqlens,) = self._owner.memory(0).write([self._bounds.astype(np.int32)])
-        num_rows, num_tokens = len(q_THK), int(self._bounds[-1])
-        q_THK, k_TGK, v_TGK = (x[:num_tokens] for x in (q_THK, k_TGK, v_TGK))
-        bounds = self._cu_seqlens, self._longest
+            (self._cu_seqlens,) = self._owner.memory((0, 0, 0)).write(
+                [self._bounds.astype(np.int32)]
+            )
+        padding, bounds = len(q_THK) - int(self._bounds[-1]), (self._cu_seqlens, self._longest)
+        if not padding:
+            return varlen.attend(q_THK, k_TGK, v_TGK, *bounds, options)
+        q_THK, k_TGK, v_TGK = (x[:-padding] for x in (q_THK, k_TGK, v_TGK))
         out_THK = varlen.attend(q_THK, k_TGK, v_TGK, *bounds, options)
-        return functional.pad(out_THK, (0, 0, 0, 0, 0, num_rows - num_tokens))
+        return functional.pad(out_THK, (0, 0, 0, 0, 0, padding))
 
     def _tables_for(self, q_THK: Tensor, k_TGK: Tensor) -> PackedTables:
-        num_heads = q_THK.shape[1]
-        if num_heads not in self._tables:
-            self._tables[num_heads] = build_tables(
+        heads = q_THK.shape[1], k_TGK.shape[1], q_THK.shape[2]
+        if heads not in self._tables:
+            self._tables[heads] = build_tables(
                 self._bounds,
-                num_heads=num_heads,
-                num_kv_heads=k_TGK.shape[1],
-                head_dim=q_THK.shape[2],
+                num_heads=heads[0],
+                num_kv_heads=heads[1],
+                head_dim=heads[2],
                 dtype=q_THK.dtype,
-                memory=self._owner.memory(num_heads),
+                memory=self._owner.memory(heads),
             )
-        return self._tables[num_heads]
+        return self._tables[heads]
 
 
 class _Attend(torch.autograd.Function):

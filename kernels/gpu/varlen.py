@@ -1,10 +1,13 @@
 """PyTorch's own attention over packed sequences, where its arguments are the ones known here.
 
-Versions differ: 2.10 says `is_causal`; 2.11 has `window_size` and `scale`, but no word on query
-heads that share a key head; 2.12 and 2.13 have `enable_gqa`. It is made for CUDA and 16 bits.
+Versions differ: 2.10 says `is_causal`; 2.11 has `window_size` and `scale`, and takes query heads
+that share a key head without a word; 2.12 and 2.13 refuse those without `enable_gqa`. It is made
+for CUDA and 16 bits. What it is said to do is tried once, before it serves.
+T tokens, H query heads, G key and value heads, K head width.
 """
 
 import inspect
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -12,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 _POSITIONAL = ("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k")
 MAX_HEAD_DIM = 256
+ROUNDING = 2**-7  # bfloat16, twice
 
 
 def varlen_options(signature: inspect.Signature, repeats: int) -> dict[str, Any] | None:
@@ -31,9 +37,7 @@ def varlen_options(signature: inspect.Signature, repeats: int) -> dict[str, Any]
     if "window_size" not in names or "scale" not in names:
         return None
     options: dict[str, Any] = {"window_size": (-1, 0)}
-    if repeats > 1:
-        if "enable_gqa" not in names:
-            return None
+    if repeats > 1 and "enable_gqa" in names:
         options["enable_gqa"] = True
     return options
 
@@ -43,6 +47,7 @@ class Varlen:
 
     def __init__(self) -> None:
         self._attend: Callable[..., Any] | None = None
+        self._tried: dict[tuple[object, ...], bool] = {}  # by device and sizes of heads
         try:
             self._attend = import_module("torch.nn.attention.varlen").varlen_attn
         except (ImportError, AttributeError):
@@ -56,7 +61,45 @@ class Varlen:
             return None
         if q_THK.dtype != torch.bfloat16 or head_dim % 8 or head_dim > MAX_HEAD_DIM:
             return None
-        return varlen_options(self._signature, q_THK.shape[1] // k_TGK.shape[1])
+        options = varlen_options(self._signature, q_THK.shape[1] // k_TGK.shape[1])
+        if options is None:
+            return None
+        kind = q_THK.device, *q_THK.shape[1:], k_TGK.shape[1]
+        if kind not in self._tried:
+            self._tried[kind] = self.works(q_THK, k_TGK, options)
+        return options if self._tried[kind] else None
+
+    def works(self, q_THK: Tensor, k_TGK: Tensor, options: dict[str, Any]) -> bool:
+        """Whether output and gradients are right for heads like these, in two small sequences.
+
+        All scores are equal, so the output is the mean of the values so far.
+        """
+        heads, repeats = k_TGK.shape[1], q_THK.shape[1] // k_TGK.shape[1]
+        q_THK, k_TGK = (x.new_ones(3, *x.shape[1:], requires_grad=True) for x in (q_THK, k_TGK))
+        tokens_TG1 = torch.arange(3 * heads, device=k_TGK.device).view(3, heads, 1)
+        v_TGK = (tokens_TG1 % 11).expand(k_TGK.shape).to(k_TGK.dtype).requires_grad_()
+        bounds = torch.tensor([0, 1, 3], dtype=torch.int32, device=k_TGK.device)
+        try:
+            with torch.enable_grad():
+                all_options = {**options, "scale": 0.5}
+                out_THK = self.attend(q_THK, k_TGK, v_TGK, bounds, 2, all_options)
+            leaves = (q_THK, k_TGK, v_TGK)
+            dq, dk, dv = torch.autograd.grad(out_THK, leaves, torch.ones_like(out_THK))
+        except (RuntimeError, TypeError, ValueError) as error:
+            log.warning("packed attention of PyTorch %s fails: %s", torch.__version__, error)
+            return False
+        values_TGK = v_TGK.detach().float()
+        means_TGK = torch.stack([values_TGK[0], values_TGK[1], values_TGK[1:].mean(0)])
+        means_THK = means_TGK.repeat_interleave(repeats, 1)
+        dv_T11 = repeats * means_TGK.new_tensor([1, 1.5, 0.5]).view(3, 1, 1)
+        is_right = (
+            torch.allclose(out_THK.detach().float(), means_THK, rtol=ROUNDING)
+            and torch.allclose(dv.float(), dv_T11.expand(dv.shape), rtol=ROUNDING)
+            and bool(dq.isfinite().all() and dk.isfinite().all())
+        )
+        if not is_right:
+            log.warning("packed attention of PyTorch %s is wrong here", torch.__version__)
+        return is_right
 
     def attend(
         self,

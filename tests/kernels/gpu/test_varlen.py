@@ -3,10 +3,15 @@
 import inspect
 from typing import Any
 
+import interpreter
 import pytest
 import torch
+from attention_helpers import attend_each, plain_attention, random_rows
+from kernel_errors import check_errors
+from torch import Tensor
 
 from weft.kernels.gpu.varlen import Varlen, varlen_options
+from weft.kernels.reference import causal_attention
 
 
 def of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
@@ -26,7 +31,7 @@ def of_2_11(
     scale=None,
     window_size=(-1, -1),
 ):
-    """Without shared key heads."""
+    """Takes shared key heads without a word."""
 
 
 def of_2_13(
@@ -46,7 +51,7 @@ def of_2_13(
     block_table=None,
     num_splits=None,
 ):
-    """With both."""
+    """Shared key heads by name."""
 
 
 def renamed(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
@@ -77,7 +82,7 @@ CAUSAL = {"window_size": (-1, 0)}
     [
         (of_2_10, 1, None),
         (of_2_11, 1, CAUSAL),
-        (of_2_11, 4, None),
+        (of_2_11, 4, CAUSAL),
         (of_2_13, 1, CAUSAL),
         (of_2_13, 4, {**CAUSAL, "enable_gqa": True}),
         (renamed, 1, None),
@@ -93,3 +98,48 @@ def test_options_follow_from_the_signature(
 def test_it_is_not_used_on_a_cpu() -> None:
     q = torch.zeros(4, 2, 64, dtype=torch.bfloat16)
     assert Varlen().options(q, q) is None
+
+
+def attend_rightly(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    cu_seqlens, _, _, _, options = rest
+    lengths = cu_seqlens.diff().tolist()
+    sequences = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+    return torch.cat([plain_attention(*parts, options["scale"]) for parts in sequences])
+
+
+def refuse(*arguments: Any, **options: Any) -> Tensor:
+    raise ValueError("not so many heads")
+
+
+@pytest.mark.parametrize(
+    ("attend", "is_right"),
+    [
+        pytest.param(lambda *x, **y: attend_rightly(*x, y), True, id="right"),
+        pytest.param(lambda q, k, v, *x, **y: attend_rightly(q, k.flip(1), v.flip(1), *x, y), False, id="heads of others"),
+        pytest.param(lambda q, k, v, c, *x, **y: attend_rightly(q, k, v, c[::2], *x, y), False, id="one sequence"),
+        pytest.param(lambda *x, **y: attend_rightly(*x, y).detach().requires_grad_(), False, id="no gradient"),
+        pytest.param(refuse, False, id="refused"),
+    ],
+)  # fmt: skip
+def test_it_is_tried_with_shared_key_heads_before_it_serves(attend: Any, is_right: bool) -> None:
+    varlen = Varlen()
+    varlen._attend = attend
+    q, k = (torch.zeros(0, heads, 16, dtype=torch.bfloat16) for heads in (4, 2))
+    assert varlen.works(q, k, CAUSAL) is is_right
+
+
+@pytest.mark.skipif(interpreter.IS_INTERPRETED, reason="PyTorch's kernel needs a CUDA device")
+@pytest.mark.parametrize("heads", [(2, 2, 128), (8, 2, 128), (7, 1, 64)])
+def test_it_gives_the_values_and_gradients_of_ours(heads: tuple[int, int, int]) -> None:
+    lengths, device = [70, 0, 1, 300], interpreter.kernel_device()
+    rows = random_rows(sum(lengths), *heads, torch.bfloat16)
+    q, k, v = (x.to(device).requires_grad_() for x in rows[:3])
+    varlen, bounds = Varlen(), torch.tensor(lengths, device=device).cumsum(0)
+    options = varlen.options(q, k)
+    if options is None:
+        pytest.skip("this PyTorch has no packed attention for such heads")
+    cu_seqlens = torch.nn.functional.pad(bounds, (1, 0)).int()
+    out = varlen.attend(q, k, v, cu_seqlens, max(lengths), {**options, "scale": 0.3})
+    found = [out.detach(), *torch.autograd.grad(out, (q, k, v), rows[3].to(device))]
+    exact = attend_each(lengths, [x.double() for x in rows], 0.3, causal_attention)
+    check_errors(found, attend_each(lengths, rows, 0.3, plain_attention), exact)
