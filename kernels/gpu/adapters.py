@@ -70,7 +70,7 @@ class Adapters:
             "header_ptr": buffers.header,
             "segments_ptr": buffers.segments,
             "entries_ptr": buffers.entries,
-            "order_ptr": buffers.order,
+            "chunks_ptr": buffers.chunks,
         }
 
     def check_sites(

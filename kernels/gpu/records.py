@@ -36,7 +36,7 @@ def bucket_entries(header_ptr, BUCKET_INDEX: tl.constexpr):
 
 @triton.jit
 def tile_record(tiles_ptr, tile):
-    """Segment of a tile, its first row and its number of rows."""
+    """Segment of a tile or a chunk, its first row and its number of rows."""
     place = tiles_ptr + tile * _TILE_WIDTH
     return tl.load(place + _TILE_SEGMENT), tl.load(place + _TILE_ROW), tl.load(place + _TILE_ROWS)
 

@@ -4,8 +4,9 @@ A *segment* is the adjacent rows of one unit, with one adapter or none. It is cu
 at most `tile_rows` rows, which never straddle segments. Tiles are ordered by rank bucket, so that
 an adapter is computed at the cost of its own bucket whatever the others have; those without
 adapter come first, in bucket 0. An *entry* is the segments of one run, in the order in which their
-gradients are added. All of it serves every layer of a batch, forward and backward.
-S segments, T tiles, E entries.
+gradients are added; it is cut into *chunks*, the rows whose gradients are summed apart. All of it
+serves every layer of a batch, forward and backward.
+S segments, T tiles, E entries, C chunks.
 """
 
 from collections.abc import Sequence
@@ -24,10 +25,13 @@ Counts = Sequence[int] | npt.NDArray[np.int32] | Int64s
 
 BUCKETS = (0, 16, 32, 64, 128, 256)  # rank rows that are computed; 0 is no adapter
 S_UNIT = 16  # elements in which places in a projection are counted
+# Rows of a chunk, by index of the bucket: more where a chunk's sum is larger, so that writing it
+# costs less than a quarter of reading the rows.
+CHUNK_ROWS = np.array([1024, 1024, 1024, 1024, 2048, 2048])
 # Columns of the records, as the kernels read them.
 SEGMENT_START, SEGMENT_RANK, SEGMENT_MASK, SEGMENT_ROW, SEGMENT_ROWS, SEGMENT_S = range(6)
 SEGMENT_WIDTH = 8
-TILE_SEGMENT, TILE_ROW, TILE_ROWS = range(3)
+TILE_SEGMENT, TILE_ROW, TILE_ROWS = range(3)  # of chunks, too
 TILE_WIDTH = 4
 ENTRY_FIRST, ENTRY_COUNT, ENTRY_GRADIENT, ENTRY_IS_FRESH = range(4)
 ENTRY_WIDTH = 4
@@ -40,9 +44,9 @@ class TilePlan:
     """Everything that all layers of a batch share, on the host.
 
     Columns of `segments`: first granule of the adapter's block, rank, target mask, first row,
-    number of rows, start of its projection (in units of `S_UNIT` elements). Of `tiles`: segment,
-    first row, number of rows. Of `entries`: first place in `order`, number of places, first granule
-    of the gradient's block, whether nothing was added to it yet.
+    number of rows, start of its projection (in units of `S_UNIT` elements). Of `tiles` and
+    `chunks`: segment, first row, number of rows. Of `entries`: first chunk, number of chunks, first
+    granule of the gradient's block, whether nothing was added to it yet.
     """
 
     tile_rows: int
@@ -52,7 +56,7 @@ class TilePlan:
     scales: npt.NDArray[np.float32]  # [S] alpha / rank
     tiles: Int32s  # [T, 4]
     entries: Int32s  # [E, 4]
-    order: Int32s  # the segments of the entries, one entry after the other
+    chunks: Int32s  # [C, 4] of the entries, one entry after the other
     s_elements: int  # of the projection of one site
 
     def num_tiles(self, bucket: int) -> int:
@@ -112,11 +116,16 @@ def build_tiles(
     own_starts, s_starts = np.append(np.asarray(starts, np.int64), 0), np.cumsum(s_units) - s_units
     columns = [own_starts, own_ranks, own_masks, rows, counts, s_starts]
     segments[:, : len(columns)] = np.stack(columns, axis=1)
-    tiles, tile_buckets = _cut(counts, rows, buckets, tile_rows)
-    entries, order, entry_buckets = _entries(own_ranks, buckets, gradients, is_fresh, unit_order)
+    by_bucket = np.argsort(buckets, kind="stable")
+    tiles = _cut(by_bucket, counts, rows, np.full(len(counts), tile_rows))
+    members, blocks = _members(own_ranks, buckets, gradients, unit_order)
+    heights = CHUNK_ROWS[buckets]
+    chunks = _cut(members, counts, rows, heights)
+    entries = _entries(members, blocks, -(-counts // heights), is_fresh)
+    owners = chunks[entries[:, ENTRY_FIRST], TILE_SEGMENT]
     header = np.zeros((len(BUCKETS), HEADER_WIDTH), np.int32)
-    for column, of in ((0, tile_buckets), (2, entry_buckets)):
-        header[:, column + 1] = np.bincount(of, minlength=len(BUCKETS))
+    for column, segment in ((0, tiles[:, TILE_SEGMENT]), (2, owners)):
+        header[:, column + 1] = np.bincount(buckets[segment], minlength=len(BUCKETS))
         header[:, column] = np.cumsum(header[:, column + 1]) - header[:, column + 1]
     return TilePlan(
         tile_rows=tile_rows,
@@ -126,7 +135,7 @@ def build_tiles(
         scales=np.append(np.asarray(scales, np.float32), np.float32(0)),
         tiles=tiles,
         entries=entries,
-        order=order,
+        chunks=chunks,
         s_elements=int(s_units.sum()) * S_UNIT,
     )
 
@@ -150,27 +159,23 @@ def site_table(layout: Layout, device: torch.device | str) -> Tensor:
     return torch.from_numpy(table).to(device)
 
 
-def _cut(counts: Int64s, rows: Int64s, buckets: Int64s, tile_rows: int) -> tuple[Int32s, Int64s]:
-    """Tiles of all segments by bucket, and the bucket of each."""
-    num_tiles = -(-counts // tile_rows)
-    owners = np.repeat(np.arange(len(counts)), num_tiles)
-    places = np.arange(len(owners)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
-    owners_, places_ = owners[order := np.argsort(buckets[owners], kind="stable")], places[order]
-    tiles = np.zeros((len(owners), TILE_WIDTH), np.int32)
-    tiles[:, TILE_SEGMENT] = owners_
-    tiles[:, TILE_ROW] = rows[owners_] + places_ * tile_rows
-    tiles[:, TILE_ROWS] = np.minimum(counts[owners_] - places_ * tile_rows, tile_rows)
-    return tiles, buckets[owners_]
+def _cut(segments: Int64s, counts: Int64s, rows: Int64s, heights: Int64s) -> Int32s:
+    """Cut segments, one after the other, into pieces of at most `heights[segment]` rows."""
+    nums = -(-counts // heights)[segments]
+    owners = np.repeat(segments, nums)
+    places = np.arange(len(owners)) - np.repeat(np.cumsum(nums) - nums, nums)
+    firsts = places * heights[owners]  # counted from the segment's first row
+    pieces = np.zeros((len(owners), TILE_WIDTH), np.int32)
+    pieces[:, TILE_SEGMENT] = owners
+    pieces[:, TILE_ROW] = rows[owners] + firsts
+    pieces[:, TILE_ROWS] = np.minimum(counts[owners] - firsts, heights[owners])
+    return pieces
 
 
-def _entries(
-    ranks: Int64s,
-    buckets: Int64s,
-    gradients: Counts | None,
-    is_fresh: Sequence[bool] | None,
-    unit_order: Counts | None,
-) -> tuple[Int32s, Int32s, Int64s]:
-    """Entries by bucket, the segments of each in order, and the bucket of each."""
+def _members(
+    ranks: Int64s, buckets: Int64s, gradients: Counts | None, unit_order: Counts | None
+) -> tuple[Int64s, Int64s]:
+    """Segments that have a gradient, by bucket, then run, then order; and the block of each."""
     blocks = np.full(len(ranks), -1, np.int64)
     if gradients is not None:
         blocks[:-1] = gradients
@@ -178,15 +183,24 @@ def _entries(
     if unit_order is not None:
         keys[:-1] = np.asarray(unit_order)
     members = np.flatnonzero((blocks >= 0) & (ranks > 0))
-    order = members[np.lexsort((keys[members], blocks[members], buckets[members]))]
-    firsts = np.flatnonzero(np.diff(blocks[order], prepend=-1))
+    members = members[np.lexsort((keys[members], blocks[members], buckets[members]))]
+    return members, blocks[members]
+
+
+def _entries(
+    members: Int64s, blocks: Int64s, num_chunks: Int64s, is_fresh: Sequence[bool] | None
+) -> Int32s:
+    """An entry for each block; `num_chunks` are those of each of the batch's segments."""
+    first_members = np.flatnonzero(np.diff(blocks, prepend=-1))
+    ends = np.cumsum(num_chunks[members])
+    firsts = (ends - num_chunks[members])[first_members]
     entries = np.zeros((len(firsts), ENTRY_WIDTH), np.int32)
     entries[:, ENTRY_FIRST] = firsts
-    entries[:, ENTRY_COUNT] = np.diff(np.append(firsts, len(order)))
-    entries[:, ENTRY_GRADIENT] = blocks[order[firsts]]
+    entries[:, ENTRY_COUNT] = np.diff(firsts, append=ends[-1:])
+    entries[:, ENTRY_GRADIENT] = blocks[first_members]
     if is_fresh is not None:
-        entries[:, ENTRY_IS_FRESH] = np.append(np.asarray(is_fresh, bool), False)[order[firsts]]
-    return entries, order.astype(np.int32), buckets[order[firsts]]
+        entries[:, ENTRY_IS_FRESH] = np.append(is_fresh, False)[members[first_members]]
+    return entries
 
 
 class TileBuffers:
@@ -228,7 +242,7 @@ class TileBuffers:
             ("scales", plan.scales.view(np.int32)),
             ("tiles", plan.tiles),
             ("entries", plan.entries),
-            ("order", plan.order),
+            ("chunks", plan.chunks),
         ):
             start = self._places[name]
             host[start : start + values.size] = values.reshape(-1)
@@ -243,7 +257,7 @@ class TileBuffers:
             "scales": (num_segments,),
             "tiles": (num_tiles, TILE_WIDTH),
             "entries": (num_segments, ENTRY_WIDTH),
-            "order": (num_segments,),
+            "chunks": (num_tiles, TILE_WIDTH),  # none is lower than a tile
         }
         sizes = {name: -(-int(np.prod(shape)) // 16) * 16 for name, shape in shapes.items()}
         self._places = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
@@ -256,5 +270,5 @@ class TileBuffers:
             for name, shape in shapes.items()
         }
         self.header, self.segments, self.tiles = parts["header"], parts["segments"], parts["tiles"]
-        self.entries, self.order = parts["entries"], parts["order"]
+        self.entries, self.chunks = parts["entries"], parts["chunks"]
         self.scales = parts["scales"].view(torch.float32)

@@ -21,22 +21,21 @@ from .records import (
     bucket_entries,
     pick,
     segment_adapter,
-    segment_rows,
     site_place,
+    tile_record,
 )
 from .shapes import ModelShape
-from .shrink import TILE_ROWS
 from .tiles import BUCKETS
-from .variants import Variant
+from .variants import TYPE_NAMES, Variant
 from .wgrad_chunks import (
     BLOCK_D,
     INTEGERS,
     chunk_sum,
     entry_block,
-    entry_units,
+    entry_chunks,
     sum_variant,
 )
-from .wgrad_planes import ADD_BLOCK, add_planes_variant, plane_grid, plane_variant
+from .wgrad_planes import ADD_BLOCK, add_planes_variant, plane_count, plane_variant
 
 
 def launch(us: list[Tensor], v: Tensor, adapters: Adapters, site: int, half: int) -> None:
@@ -66,19 +65,18 @@ def launch(us: list[Tensor], v: Tensor, adapters: Adapters, site: int, half: int
         form = add_variant(bucket, v.dtype, unit)
         num_blocks = len(us) * (bucket // form.constants["BLOCK_R"]) * -(-pitch // BLOCK_D)
         num_entries = plan.num_entries(bucket)
-        grid = plane_grid(plan, bucket, num_blocks, len(us) * bucket * pitch * 4)
-        if grid is None:
+        plane_size = len(us) * bucket * pitch
+        num_planes = plane_count(plan, bucket, num_blocks, plane_size * 4)
+        if not num_planes:
             form.launch((num_blocks, num_entries), **sources, **target, **common)
             continue
-        num_planes, num_chunks = grid[0] * grid[1] * len(us), grid[1]
-        planes = v.new_empty(num_planes * bucket * pitch, dtype=torch.float32)
+        planes = v.new_empty(num_planes, plane_size, dtype=torch.float32)
         plane_variant(bucket, v.dtype, unit).launch(
-            (num_blocks, *grid), planes_ptr=planes, num_chunks=num_chunks, **sources, **common
+            (num_blocks, num_planes), planes_ptr=planes, **sources, **common
         )
         add_planes_variant(bucket).launch(
             (-(-bucket * pitch // ADD_BLOCK), num_entries, len(us)),
             planes_ptr=planes,
-            num_chunks=num_chunks,
             **target,
             **common,
         )
@@ -95,7 +93,7 @@ def _add_kernel(
     header_ptr,
     segments_ptr,
     entries_ptr,
-    order_ptr,
+    chunks_ptr,
     site,
     half,
     num_sites,
@@ -106,7 +104,6 @@ def _add_kernel(
     UNIT: tl.constexpr,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -119,8 +116,8 @@ def _add_kernel(
     if tl.program_id(1) >= num_entries:
         return
     entry = first_entry + tl.program_id(1)
-    first, count = entry_units(entries_ptr, entry)
-    _, rank, mask = segment_adapter(segments_ptr, tl.load(order_ptr + first))
+    first, count = entry_chunks(entries_ptr, entry)
+    _, rank, mask = segment_adapter(segments_ptr, tile_record(chunks_ptr, first)[0])
     pitch = pitch_units * 16
     num_parts = tl.num_programs(0) // tl.cdiv(pitch, BLOCK_D)
     block, part = tl.program_id(0) // num_parts, tl.program_id(0) % num_parts
@@ -139,22 +136,21 @@ def _add_kernel(
     total = tl.trans(tl.load(g_places, mask=is_old, other=0.0))
     u_ptr = pick(local, u0_ptr, u1_ptr, u2_ptr)
     v_ptr += local.to(tl.int64) * s_units * 16
-    for unit in range(first, first + count):
-        row, rows, s_start = segment_rows(segments_ptr, tl.load(order_ptr + unit))
-        for chunk in range(0, rows, CHUNK):
-            total += chunk_sum(
-                u_ptr + row.to(tl.int64) * (width_units * UNIT),
-                v_ptr + s_start,
-                chunk,
-                min(chunk + CHUNK, rows),
-                cols,
-                ranks,
-                width_units * UNIT,
-                BUCKET,
-                BLOCK_T,
-                BLOCK_D,
-                BLOCK_R,
-            )
+    for chunk in range(first, first + count):
+        total += chunk_sum(
+            u_ptr,
+            v_ptr,
+            segments_ptr,
+            chunks_ptr,
+            chunk,
+            cols,
+            ranks,
+            width_units * UNIT,
+            BUCKET,
+            BLOCK_T,
+            BLOCK_D,
+            BLOCK_R,
+        )
     tl.store(g_places, tl.trans(total), mask=is_in)
 
 
@@ -167,5 +163,5 @@ def add_variant(bucket: int, dtype: torch.dtype, unit: int = 16) -> Variant:
 def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every variant that a model can launch, whatever its shape."""
     for bucket in BUCKETS[1:]:
-        for dtype in TILE_ROWS:
+        for dtype in TYPE_NAMES:
             yield add_variant(bucket, dtype)

@@ -1,8 +1,8 @@
 """The tree of the sums of weight gradients, and what its kernels share.
 
-A *chunk* is at most `chunk_rows` rows of one unit, counted from the unit's first row. Chunks are
-summed from zero, and added to the block one after the other in the order of the entry's units, so
-that the bits of a gradient depend on the run's own units alone. Who sums which chunk is free.
+A chunk is at most `tiles.CHUNK_ROWS` rows of one unit, counted from the unit's first row. Chunks
+are summed from zero, and added to the block one after the other in the order of the entry's units,
+so that the bits of a gradient depend on the run's own units alone. Who sums which chunk is free.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
+from .records import segment_rows, tile_record
 from .shrink import check_bucket
 from .tiles import BUCKETS
 from .variants import Variant, type_name
@@ -21,7 +22,7 @@ from .variants import Variant, type_name
 MAX_RANK_BLOCK = 64
 BLOCK_D = 128
 TABLES = dict.fromkeys(
-    ("table_ptr", "header_ptr", "segments_ptr", "entries_ptr", "order_ptr"), "*i32"
+    ("table_ptr", "header_ptr", "segments_ptr", "entries_ptr", "chunks_ptr"), "*i32"
 )
 INTEGERS = ["site", "half", "num_sites", "s_units", "width_units", "pitch_units"]
 _ENTRY_WIDTH = tl.constexpr(tiles.ENTRY_WIDTH)
@@ -31,14 +32,9 @@ _ENTRY_GRADIENT = tl.constexpr(tiles.ENTRY_GRADIENT)
 _ENTRY_IS_FRESH = tl.constexpr(tiles.ENTRY_IS_FRESH)
 
 
-def chunk_rows(bucket: int) -> int:
-    """Rows of a chunk: more where its plane is larger, so that planes stay below a quarter of u."""
-    return 1024 if bucket <= 64 else 2048
-
-
 @triton.jit
-def entry_units(entries_ptr, entry):
-    """First place of an entry in the order, and number of its places."""
+def entry_chunks(entries_ptr, entry):
+    """First chunk of an entry, and number of its chunks."""
     record = entries_ptr + entry * _ENTRY_WIDTH
     return tl.load(record + _ENTRY_FIRST), tl.load(record + _ENTRY_COUNT)
 
@@ -54,8 +50,9 @@ def entry_block(entries_ptr, entry):
 def chunk_sum(
     u_ptr,
     v_ptr,
-    begin,
-    end,
+    segments_ptr,
+    chunks_ptr,
+    chunk,
     cols,
     ranks,
     width,
@@ -64,14 +61,18 @@ def chunk_sum(
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """sum over rows begin to end of u[t, cols] v[t, ranks], [BLOCK_D, BLOCK_R], from zero.
+    """sum over the chunk's rows t of u[t, cols] v[t, ranks], [BLOCK_D, BLOCK_R], from zero.
 
     Columns are the higher side: a rank bucket of 16 or 32 rows is none that tensor cores have.
     """
+    segment, row, rows = tile_record(chunks_ptr, chunk)
+    segment_row, _, s_start = segment_rows(segments_ptr, segment)
+    u_ptr += row.to(tl.int64) * width
+    v_ptr += s_start + (row - segment_row).to(tl.int64) * BUCKET
     acc = tl.zeros([BLOCK_D, BLOCK_R], tl.float32)
-    for first in range(begin, end, BLOCK_T):
+    for first in range(0, rows, BLOCK_T):
         steps = first + tl.arange(0, BLOCK_T)
-        is_row = (steps < end)[:, None]
+        is_row = (steps < rows)[:, None]
         is_u = is_row & (cols < width)[None, :]
         places = steps.to(tl.int64)[:, None]
         u = tl.load(u_ptr + places * width + cols[None, :], mask=is_u, other=0.0)
@@ -81,9 +82,9 @@ def chunk_sum(
 
 
 def sum_variant(
-    kernel: Any, bucket: int, dtype: torch.dtype, unit: int, target: str, integer: str
+    kernel: Any, bucket: int, dtype: torch.dtype, unit: int, target: str, *integers: str
 ) -> Variant:
-    """The form of a kernel that sums chunks, with its own target and one more integer."""
+    """The form of a kernel that sums chunks, with its own target and more integers."""
     check_bucket(bucket)
     element = type_name(dtype)
     is_half = dtype == torch.bfloat16  # else products are unrolled, and narrower
@@ -95,13 +96,12 @@ def sum_variant(
             "v_ptr": f"*{element}",
             target: "*fp32",
             **TABLES,
-            **dict.fromkeys([*INTEGERS, integer], "i32"),
+            **dict.fromkeys([*INTEGERS, *integers], "i32"),
         },
         constants={
             "UNIT": unit,
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
-            "CHUNK": chunk_rows(bucket),
             "BLOCK_T": 64 if is_half else 16,
             "BLOCK_D": BLOCK_D,
             "BLOCK_R": min(bucket, MAX_RANK_BLOCK if is_half else 32),

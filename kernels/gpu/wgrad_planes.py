@@ -18,53 +18,48 @@ from .records import (
     bucket_entries,
     pick,
     segment_adapter,
-    segment_rows,
     site_place,
+    tile_record,
 )
 from .shapes import ModelShape
-from .shrink import TILE_ROWS, check_bucket
-from .tiles import BUCKETS, ENTRY_COUNT, ENTRY_FIRST, SEGMENT_ROWS, TilePlan
-from .variants import Variant
+from .shrink import check_bucket
+from .tiles import BUCKETS, CHUNK_ROWS, ENTRY_COUNT, ENTRY_FIRST, TILE_ROWS, TilePlan
+from .variants import TYPE_NAMES, Variant
 from .wgrad_chunks import (
     INTEGERS,
     TABLES,
-    chunk_rows,
     chunk_sum,
     entry_block,
-    entry_units,
+    entry_chunks,
     sum_variant,
 )
 
 ADD_BLOCK = 1024  # elements of one program that adds planes
 MAX_PLANE_BYTES = 64 << 20  # of one launch; beyond it programs add all chunks of an entry
-_ADD_INTEGERS = ["site", "half", "num_sites", "num_chunks", "granule_units", "pitch_units"]
+_ADD_INTEGERS = ["site", "half", "num_sites", "granule_units", "pitch_units"]
 
 
 @lru_cache(maxsize=64)
-def plane_grid(
-    plan: TilePlan, bucket: int, num_blocks: int, plane_bytes: int
-) -> tuple[int, int] | None:
-    """Units of a bucket and the most chunks of one, if chunks are to have programs of their own.
+def plane_count(plan: TilePlan, bucket: int, num_blocks: int, plane_bytes: int) -> int:
+    """Chunks of a bucket if they are to have programs of their own, else 0.
 
     They are where the rows of the largest entry, which `num_blocks` programs would sum one after
     the other, are twice those that a program of a full device has on average.
     """
-    first, count = plan.header[BUCKETS.index(bucket), 2:].tolist()
+    index = BUCKETS.index(bucket)
+    first, count = plan.header[index, 2:].tolist()
     entries = plan.entries[first : first + count]
-    if not count:
-        return None
-    start, chunk = int(entries[0, ENTRY_FIRST]), chunk_rows(bucket)
-    num_units = int(entries[:, ENTRY_COUNT].sum())
-    rows = plan.segments[plan.order[start : start + num_units], SEGMENT_ROWS].astype(np.int64)
+    num_chunks = int(entries[:, ENTRY_COUNT].sum())
+    if not num_chunks or num_chunks * plane_bytes > MAX_PLANE_BYTES:
+        return 0
+    start = int(entries[0, ENTRY_FIRST])
+    rows = plan.chunks[start : start + num_chunks, TILE_ROWS].astype(np.int64)
     largest = int(np.add.reduceat(rows, entries[:, ENTRY_FIRST] - start).max())
-    num_chunks = -(-int(rows.max()) // chunk)
-    share = max(chunk, int(rows.sum()) * num_blocks // FULL_GRID)
-    if largest < 2 * share or num_units * num_chunks * plane_bytes > MAX_PLANE_BYTES:
-        return None
-    return num_units, num_chunks
+    share = max(int(CHUNK_ROWS[index]), int(rows.sum()) * num_blocks // FULL_GRID)
+    return num_chunks if largest >= 2 * share else 0
 
 
-@triton.jit(do_not_specialize=[*INTEGERS, "num_chunks"])
+@triton.jit(do_not_specialize=INTEGERS)
 def _plane_kernel(
     u0_ptr,
     u1_ptr,
@@ -75,34 +70,27 @@ def _plane_kernel(
     header_ptr,
     segments_ptr,
     entries_ptr,
-    order_ptr,
+    chunks_ptr,
     site,
     half,
     num_sites,
     s_units,
-    num_chunks,
     width_units,
     pitch_units,
     UNIT: tl.constexpr,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
     """Sum one chunk, for BLOCK_R rank rows and BLOCK_D columns of one site, into its plane.
 
-    Planes lie by place in the bucket's order, then chunk of at most `num_chunks`, then site.
+    Planes lie by chunk, then site.
     """
     first_entry, _ = bucket_entries(header_ptr, BUCKET_INDEX)
-    first = entry_units(entries_ptr, first_entry)[0]
-    segment = tl.load(order_ptr + first + tl.program_id(1))
-    row, rows, s_start = segment_rows(segments_ptr, segment)
-    chunk = tl.program_id(2) * CHUNK
-    if chunk >= rows:
-        return
-    _, rank, mask = segment_adapter(segments_ptr, segment)
+    chunk = entry_chunks(entries_ptr, first_entry)[0] + tl.program_id(1)
+    _, rank, mask = segment_adapter(segments_ptr, tile_record(chunks_ptr, chunk)[0])
     pitch = pitch_units * 16
     num_parts = tl.num_programs(0) // tl.cdiv(pitch, BLOCK_D)
     block, part = tl.program_id(0) // num_parts, tl.program_id(0) % num_parts
@@ -112,10 +100,11 @@ def _plane_kernel(
     cols = block * BLOCK_D + tl.arange(0, BLOCK_D)
     ranks = part % (BUCKET // BLOCK_R) * BLOCK_R + tl.arange(0, BLOCK_R)
     acc = chunk_sum(
-        pick(local, u0_ptr, u1_ptr, u2_ptr) + row.to(tl.int64) * (width_units * UNIT),
-        v_ptr + local.to(tl.int64) * s_units * 16 + s_start,
+        pick(local, u0_ptr, u1_ptr, u2_ptr),
+        v_ptr + local.to(tl.int64) * s_units * 16,
+        segments_ptr,
+        chunks_ptr,
         chunk,
-        min(chunk + CHUNK, rows),
         cols,
         ranks,
         width_units * UNIT,
@@ -125,7 +114,7 @@ def _plane_kernel(
         BLOCK_R,
     )
     num_local = num_parts // (BUCKET // BLOCK_R)
-    plane = (tl.program_id(1) * num_chunks + tl.program_id(2)).to(tl.int64) * num_local + local
+    plane = tl.program_id(1).to(tl.int64) * num_local + local
     is_in = (ranks < rank)[:, None] & (cols < pitch)[None, :]
     places = planes_ptr + (plane * BUCKET + ranks)[:, None] * pitch + cols[None, :]
     tl.store(places, tl.trans(acc), mask=is_in)
@@ -139,24 +128,22 @@ def _add_planes_kernel(
     header_ptr,
     segments_ptr,
     entries_ptr,
-    order_ptr,
+    chunks_ptr,
     site,
     half,
     num_sites,
-    num_chunks,
     granule_units,
     pitch_units,
     BUCKET: tl.constexpr,
     BUCKET_INDEX: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Add the planes of one entry, in order, to BLOCK elements of one site's rank rows."""
     first_entry, _ = bucket_entries(header_ptr, BUCKET_INDEX)
-    first_place = entry_units(entries_ptr, first_entry)[0]
+    first_chunk = entry_chunks(entries_ptr, first_entry)[0]
     entry = first_entry + tl.program_id(1)
-    first, count = entry_units(entries_ptr, entry)
-    _, rank, mask = segment_adapter(segments_ptr, tl.load(order_ptr + first))
+    first, count = entry_chunks(entries_ptr, entry)
+    _, rank, mask = segment_adapter(segments_ptr, tile_record(chunks_ptr, first)[0])
     local, pitch = tl.program_id(2), pitch_units * 16
     place = site_place(table_ptr, mask, site + local, half, num_sites)
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -167,19 +154,16 @@ def _add_planes_kernel(
     gradients_ptr += block_place(block_start, rank, place, granule_units)
     old_rank = tl.where(is_fresh == 0, rank, 0)
     total = tl.load(gradients_ptr + offsets, mask=offsets < old_rank * pitch, other=0.0)
-    for unit in range(first, first + count):
-        rows = segment_rows(segments_ptr, tl.load(order_ptr + unit))[1]
-        for chunk in range(tl.cdiv(rows, CHUNK)):
-            index = (unit - first_place) * num_chunks + chunk
-            plane = (index * tl.num_programs(2) + local).to(tl.int64) * (BUCKET * pitch)
-            total += tl.load(planes_ptr + plane + offsets, mask=is_in, other=0.0)
+    for chunk in range(first - first_chunk, first - first_chunk + count):
+        plane = (chunk * tl.num_programs(2) + local).to(tl.int64) * (BUCKET * pitch)
+        total += tl.load(planes_ptr + plane + offsets, mask=is_in, other=0.0)
     tl.store(gradients_ptr + offsets, total, mask=is_in)
 
 
 @lru_cache(maxsize=32)
 def plane_variant(bucket: int, dtype: torch.dtype, unit: int = 16) -> Variant:
     """The form in which every chunk has a program of its own."""
-    return sum_variant(_plane_kernel, bucket, dtype, unit, "planes_ptr", "num_chunks")
+    return sum_variant(_plane_kernel, bucket, dtype, unit, "planes_ptr")
 
 
 @lru_cache(maxsize=8)
@@ -198,7 +182,6 @@ def add_planes_variant(bucket: int) -> Variant:
         constants={
             "BUCKET": bucket,
             "BUCKET_INDEX": BUCKETS.index(bucket),
-            "CHUNK": chunk_rows(bucket),
             "BLOCK": ADD_BLOCK,
         },
         max_narrow_loads=24,
@@ -209,5 +192,5 @@ def all_variants(shape: ModelShape) -> Iterator[Variant]:
     """Every variant that a model can launch, whatever its shape."""
     for bucket in BUCKETS[1:]:
         yield add_planes_variant(bucket)
-        for dtype in TILE_ROWS:
+        for dtype in TYPE_NAMES:
             yield plane_variant(bucket, dtype)

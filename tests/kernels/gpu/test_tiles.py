@@ -66,9 +66,22 @@ def test_entries_are_the_segments_of_a_run_in_their_order() -> None:
         unit_order=[9, 0, 4, 0, 0],
     )
     assert plan.entries.tolist() == [[0, 1, 300, 1], [1, 2, 700, 0]]
-    assert plan.order.tolist() == [1, 2, 0]
+    assert plan.chunks[:, :3].tolist() == [[1, 5, 6], [2, 11, 7], [0, 0, 5]]
     assert plan.header[:, 2:].tolist() == [[0, 0], [0, 1], [1, 1], [2, 0], [2, 0], [2, 0]]
     assert plan.num_entries(32) == 1
+
+
+def test_units_are_cut_into_chunks_from_their_own_first_row() -> None:
+    plan = plan_of([5, 2100, 2100], [3, 256, 16], gradients=[300, 700, 300], tile_rows=64)
+    assert plan.chunks[:, :3].tolist() == [
+        [0, 0, 5],
+        [2, 2105, 1024],
+        [2, 3129, 1024],
+        [2, 4153, 52],
+        [1, 5, 2048],
+        [1, 2053, 52],
+    ]
+    assert plan.entries[:, :3].tolist() == [[0, 4, 300], [4, 2, 700]]
 
 
 def test_a_batch_without_adapters_or_rows_has_only_bare_tiles() -> None:
@@ -109,7 +122,7 @@ def test_buffers_keep_their_place_until_a_plan_does_not_fit(device: torch.device
         assert buffers.segments[: len(plan.segments)].tolist() == plan.segments.tolist()
         assert buffers.scales[: len(plan.scales)].tolist() == plan.scales.tolist()
         assert buffers.entries[: len(plan.entries)].tolist() == plan.entries.tolist()
-        assert buffers.order[: len(plan.order)].tolist() == plan.order.tolist()
+        assert buffers.chunks[: len(plan.chunks)].tolist() == plan.chunks.tolist()
         assert buffers.header.tolist() == plan.header.tolist()
     assert pointers == [
         buffers.tiles.data_ptr(),

@@ -7,13 +7,12 @@ from lora_batches import NAN, Batch, Tenant, make_batch, one_group
 
 from weft.kernels.gpu import wgrad
 from weft.kernels.gpu.lora import shrink, shrink_gradient, weight_gradients
-from weft.kernels.gpu.tiles import TilePlan, build_tiles
-from weft.kernels.gpu.wgrad_chunks import chunk_rows
-from weft.kernels.gpu.wgrad_planes import plane_grid
+from weft.kernels.gpu.tiles import CHUNK_ROWS, TilePlan, build_tiles
+from weft.kernels.gpu.wgrad_planes import plane_count
 
 LAYOUT = one_group(40, 136)
 R3, R20 = Tenant(3, seed=3), Tenant(20, seed=20, is_fresh=False)
-LONG = chunk_rows(16) + 70
+LONG = int(CHUNK_ROWS[1]) + 70
 
 
 def add(batch: Batch) -> None:
@@ -34,10 +33,8 @@ def test_chunks_apart_have_the_bits_of_chunks_together(
     units = [(R3, 40), (R20, 6), (R3, LONG), (R20, 5), (R3, 7)]
     results = []
     for has_planes in (False, True):
-        if has_planes:
-            monkeypatch.setattr(wgrad, "plane_grid", lambda plan, bucket, *_: PLANES[bucket])
-        else:
-            monkeypatch.setattr(wgrad, "plane_grid", lambda *_: None)
+        planes = {16: 4, 32: 2} if has_planes else {16: 0, 32: 0}
+        monkeypatch.setattr(wgrad, "plane_count", lambda _, bucket, *__, p=planes: p[bucket])
         batch = make_batch(LAYOUT, units, device, dtype, unit_order=[2, 0, 1, 1, 0])
         add(batch)
         results.append(gradients(batch, R3, R20))
@@ -46,14 +43,11 @@ def test_chunks_apart_have_the_bits_of_chunks_together(
         assert torch.equal(together, apart)
 
 
-PLANES = {16: (3, 2), 32: (2, 1)}  # units, and chunks of the longest, above
-
-
 @pytest.mark.parametrize("has_planes", [False, True])
 def test_only_the_blocks_of_the_entries_are_written_and_fresh_padding_is_zero(
     device: torch.device, has_planes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wgrad, "plane_grid", lambda *_: (1, 1) if has_planes else None)
+    monkeypatch.setattr(wgrad, "plane_count", lambda *_: int(has_planes))
     batch = make_batch(LAYOUT, [(R3, 5), (R20, 4), (None, 2)], device)
     arena = batch.adapters.gradients
     assert arena is not None
@@ -115,17 +109,18 @@ def plan_of(rows: list[int], runs: list[int]) -> TilePlan:
 
 
 @pytest.mark.parametrize(
-    ("rows", "runs", "num_blocks", "grid"),
+    ("rows", "runs", "num_blocks", "count"),
     [
-        pytest.param([2048] * 8, [0] * 8, 32, (8, 2), id="one tenant"),
-        pytest.param([1024] * 16, [*range(16)], 32, None, id="many equal tenants"),
-        pytest.param([900] * 15 + [60] * 9, [0] * 15 + [*range(1, 10)], 96, (24, 1), id="skewed"),
-        pytest.param([2048] * 8, [0] * 8, 300, None, id="wide"),
-        pytest.param([1000], [0], 8, None, id="one chunk"),
+        pytest.param([2048] * 8, [0] * 8, 32, 16, id="one tenant"),
+        pytest.param([1024] * 16, [*range(16)], 32, 0, id="many equal tenants"),
+        pytest.param([900] * 15 + [60] * 9, [0] * 15 + [*range(1, 10)], 96, 24, id="skewed"),
+        pytest.param([9000] + [60] * 9, [*range(10)], 32, 18, id="one long unit"),
+        pytest.param([2048] * 8, [0] * 8, 300, 0, id="wide"),
+        pytest.param([1000], [0], 8, 0, id="one chunk"),
     ],
 )
 def test_chunks_are_apart_where_one_entry_would_keep_few_programs_busy(
-    rows: list[int], runs: list[int], num_blocks: int, grid: tuple[int, int] | None
+    rows: list[int], runs: list[int], num_blocks: int, count: int
 ) -> None:
-    assert plane_grid(plan_of(rows, runs), 16, num_blocks, 1 << 18) == grid
-    assert plane_grid(plan_of(rows, runs), 16, num_blocks, 1 << 30) is None
+    assert plane_count(plan_of(rows, runs), 16, num_blocks, 1 << 18) == count
+    assert plane_count(plan_of(rows, runs), 16, num_blocks, 1 << 30) == 0
