@@ -53,13 +53,8 @@ def compile_variant(variant: Any, arch: int) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    options = {
-        "num_warps": variant.num_warps,
-        "num_stages": variant.num_stages,
-        "enable_fp_fusion": True,
-    }
     target = GPUTarget("cuda", arch, 32)
-    compiled = triton.compile(_source(variant), target=target, options=options)
+    compiled = triton.compile(_source(variant), target=target, options=variant.options)
     usage, machine_code = disassemble(compiled.asm["cubin"])
     resources = re.search(_RESOURCES, usage)
     if resources is None:

@@ -88,8 +88,7 @@ def _content(variant: Any) -> tuple[Any, ...]:
     return (
         sorted(variant.types.items()),
         sorted((name, repr(value)) for name, value in variant.constants.items()),
-        (variant.num_warps, variant.num_stages, variant.has_dot),
-        (variant.multiples_of_16, variant.max_narrow_loads),
+        (variant.options, variant.has_dot, variant.multiples_of_16, variant.max_narrow_loads),
     )
 
 

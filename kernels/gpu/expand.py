@@ -240,6 +240,11 @@ def num_warps(tile_rows: int, dtype: torch.dtype) -> int:
     return 4 if dtype == torch.bfloat16 else 2
 
 
+def max_registers(tile_rows: int, dtype: torch.dtype, *, is_split: bool) -> int:
+    """See `Variant`: forms that are not stated this have spilled up to eight registers."""
+    return 255 if is_split or tile_rows == 16 or dtype == torch.float32 else 0
+
+
 @lru_cache(maxsize=256)
 def expand_variant(
     bucket: int,
@@ -284,6 +289,7 @@ def expand_variant(
         num_stages=2 if dtype == torch.bfloat16 else 1,
         has_dot=bucket > 0 and dtype != torch.float32,
         max_narrow_loads=24,
+        max_registers=max_registers(tile_rows, dtype, is_split=is_split),
     )
 
 

@@ -9,7 +9,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .adapters import BT, Adapters, width_arguments, width_unit
-from .expand import BLOCKS, INTEGERS, TABLES, add_product, arguments, num_warps
+from .expand import (
+    BLOCKS,
+    INTEGERS,
+    TABLES,
+    add_product,
+    arguments,
+    max_registers,
+    num_warps,
+)
 from .records import (
     block_place,
     bucket_tiles,
@@ -200,6 +208,7 @@ def swiglu_variant(
         num_stages=2,
         has_dot=bucket > 0 and dtype != torch.float32,
         max_narrow_loads=24,
+        max_registers=max_registers(tile_rows, dtype, is_split=is_split),
     )
 
 

@@ -35,17 +35,24 @@ class Variant:
     has_dot: bool = False  # its products must be done by tensor cores
     multiples_of_16: tuple[str, ...] = ()  # integer arguments that always are
     max_narrow_loads: int = 0  # global loads below 16 bytes: of tables and scalars
+    # Of a thread. Where it is stated, the compiler takes what it needs up to this; where it is 0, it
+    # may spill a few registers to fit one more program on the device.
+    max_registers: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the compiler, for the launch and ahead of time."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+            **({"maxnreg": self.max_registers} if self.max_registers else {}),
+        }
 
     def launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
         """Run it over a grid of programs; nothing at all over an empty one."""
         if all(grid):
-            self.kernel[grid](
-                **arguments,
-                **self.constants,
-                num_warps=self.num_warps,
-                num_stages=self.num_stages,
-                enable_fp_fusion=True,
-            )
+            self.kernel[grid](**arguments, **self.constants, **self.options)
 
 
 def type_name(dtype: torch.dtype) -> str:
