@@ -35,6 +35,7 @@ from .wgrad_chunks import (
 )
 
 ADD_BLOCK = 1024  # elements of one program that adds planes
+PLANES_AHEAD = tl.constexpr(4)  # that it has asked for; left alone it waits for each or two
 MAX_PLANE_BYTES = 64 << 20  # of one launch; beyond it programs add all chunks of an entry
 _ADD_INTEGERS = ["site", "half", "num_sites", "granule_units", "pitch_units"]
 
@@ -154,7 +155,8 @@ def _add_planes_kernel(
     gradients_ptr += block_place(block_start, rank, place, granule_units)
     old_rank = tl.where(is_fresh == 0, rank, 0)
     total = tl.load(gradients_ptr + offsets, mask=offsets < old_rank * pitch, other=0.0)
-    for chunk in range(first - first_chunk, first - first_chunk + count):
+    begin = first - first_chunk
+    for chunk in tl.range(begin, begin + count, num_stages=PLANES_AHEAD):
         plane = (chunk * tl.num_programs(2) + local).to(tl.int64) * (BUCKET * pitch)
         total += tl.load(planes_ptr + plane + offsets, mask=is_in, other=0.0)
     tl.store(gradients_ptr + offsets, total, mask=is_in)
