@@ -16,6 +16,7 @@ from torch import Tensor
 from ...kernels.gpu.head import Pulls, pair_logprobs, rows_gradient_, rows_logprobs
 from ...kernels.gpu.tiles import TileBuffers
 from ...kernels.head_plan import Span, cut_units
+from ..model.uploads import upload
 from .binding import BoundLinears
 from .gpu_linears import TileMemory, TritonLinears
 from .loss_head import ROW_TILE, HeadResult, LossHead
@@ -69,7 +70,7 @@ class TritonHead(LossHead):
     ) -> None:
         device, num_rows = hidden_TD.device, len(rows)
         # Padding repeats a row, and nobody reads what becomes of it.
-        all_rows = torch.from_numpy(np.pad(rows, (0, -num_rows % ROW_TILE), mode="edge")).to(device)
+        all_rows = upload(np.pad(rows, (0, -num_rows % ROW_TILE), mode="edge"), device)
         rows_C = all_rows[:num_rows]
         targets_C = losses.targets_T.index_select(0, rows_C)
         soft: SoftChunk | None = None

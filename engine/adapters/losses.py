@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..model.uploads import upload
 from .soft_targets import SoftTargets
 
 Float32s = npt.NDArray[np.float32]
@@ -158,7 +159,7 @@ class LossBatch:
             sequences.is_member_host,
             sequences.cu_seqlens,
         )
-        log_ratios_T = torch.from_numpy(log_ratios.astype(np.float32)).to(logprobs_T.device)
+        log_ratios_T = upload(log_ratios.astype(np.float32), logprobs_T.device)
         return replace(self, sequences=replace(sequences, log_ratios_T=log_ratios_T))
 
 
@@ -173,7 +174,7 @@ def _option(
 
 
 def _put(column: np.ndarray, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(column)).to(device)
+    return upload(np.ascontiguousarray(column), device)
 
 
 def sequence_log_ratios(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.uploads import upload
 from .soft_targets import Int64s, SoftTargets
 
 
@@ -55,7 +56,7 @@ class SoftChunk:
         one_hots[own_places], totals[own_places] = 0, soft.totals[chosen]
 
         def put(column: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(column)).to(device)
+            return upload(np.ascontiguousarray(column), device)
 
         return cls(
             reals_Q=put(reals),

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..adapters.store import WeightsVersion
 from ..adapters.targets import Targets
 from ..model.base import BaseModel
 from ..model.layers import capped
+from ..model.uploads import upload
 from .bindings import Bindings
 from .sample_step import ROW_MULTIPLE, SampleStep
 from .sampler import Drawn, RowBounds, draw, uniforms
@@ -111,4 +111,4 @@ class SampleHead:
         return np.pad(rows, (0, -len(rows) % ROW_MULTIPLE), mode="edge")
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._model.device)
+        return upload(values, self._model.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..adapters.store import AdapterStore, WeightsVersion
 from ..adapters.targets import LAYERS
 from ..model.base import BaseModel
+from ..model.uploads import upload
 from .bindings import Bindings
 from .kv_cache import KVCache
 from .open_attention import paged_attentions
@@ -45,4 +46,4 @@ class SampleRunner:
         return self._head.read(hidden_TD, step, versions)
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._model.device)
+        return upload(values, self._model.device)

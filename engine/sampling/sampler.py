@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.head import logit_bounds, logprobs
+from ..model.uploads import upload
 from .top_tokens import pick_entries, top_tokens
 
 RowBounds = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -125,7 +126,7 @@ def draw(
     is_cut = ~is_greedy & ((settings.top_k > 0) | (settings.top_p < 1))
     temperature = np.where(is_greedy, 1.0, settings.temperature)
     if (temperature != 1).any():
-        logits_NV.div_(torch.from_numpy(temperature.astype(np.float32)).to(device)[:, None])
+        logits_NV.div_(upload(temperature.astype(np.float32), device)[:, None])
     tokens_N = torch.empty(len(is_greedy), dtype=torch.int64, device=device)
     if is_greedy.any():
         index, logits_MV = _select(logits_NV, is_greedy)
@@ -139,7 +140,7 @@ def draw(
         if is_chosen is is_cut:
             lowest_M = _lowest_kept(p_MV, settings.top_k[is_cut], settings.top_p[is_cut])
             p_MV = p_MV.masked_fill(p_MV < lowest_M[:, None], 0.0)
-        tokens_N[index] = _invert(p_MV, torch.from_numpy(uniforms_N[is_chosen]).to(device))
+        tokens_N[index] = _invert(p_MV, upload(uniforms_N[is_chosen], device))
     bounds_N = logit_bounds(logits_NV, p_NV) if row_bounds is None else row_bounds(logits_NV)
     logprobs_N = logprobs(logits_NV.gather(1, tokens_N[:, None])[:, 0], *bounds_N)
     return Drawn(tokens_N.cpu().numpy(), logprobs_N.cpu().numpy(), *_report_top(top, *bounds_N))
@@ -162,15 +163,13 @@ def draw_several(
     device = logits_NV.device
     is_greedy_N = temperature_N == 0
     divisor_N = np.where(is_greedy_N, 1.0, temperature_N).astype(np.float32)
-    p_NV = logits_NV / torch.from_numpy(divisor_N).to(device)[:, None]
+    p_NV = logits_NV / upload(divisor_N, device)[:, None]
     torch.softmax(p_NV, -1, out=p_NV)
     rows_A = np.repeat(np.arange(len(counts_N)), counts_N)
-    tokens_A = _invert(
-        p_NV, torch.from_numpy(uniforms_A).to(device), torch.from_numpy(rows_A).to(device)
-    )
+    tokens_A = _invert(p_NV, upload(uniforms_A, device), upload(rows_A, device))
     if is_greedy_N.any():
-        is_greedy_A = torch.from_numpy(is_greedy_N[rows_A]).to(device)
-        likeliest_A = logits_NV.argmax(-1)[torch.from_numpy(rows_A).to(device)]
+        is_greedy_A = upload(is_greedy_N[rows_A], device)
+        likeliest_A = logits_NV.argmax(-1)[upload(rows_A, device)]
         tokens_A = torch.where(is_greedy_A, likeliest_A, tokens_A)
     return tokens_A
 
@@ -206,7 +205,7 @@ def _report_top(
 
 def _select(x_NV: Tensor, is_chosen: np.ndarray) -> tuple[Tensor, Tensor]:
     """The index of some rows and these rows, copied unless they are all."""
-    index = torch.from_numpy(np.flatnonzero(is_chosen)).to(x_NV.device)
+    index = upload(np.flatnonzero(is_chosen), x_NV.device)
     return index, x_NV if is_chosen.all() else x_NV.index_select(0, index)
 
 
@@ -256,8 +255,8 @@ def _lowest_kept(p_MV: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor:
     V = p_MV.shape[1]
     top_k = np.where(top_k > 0, np.minimum(top_k, V), V)
     num_candidates = min(V, max(_CANDIDATES, int(top_k[top_k < V].max(initial=1))))
-    k_M1 = torch.from_numpy(top_k).to(p_MV.device)[:, None]
-    share_M1 = torch.from_numpy(top_p).to(p_MV.device)[:, None]
+    k_M1 = upload(top_k, p_MV.device)[:, None]
+    share_M1 = upload(top_p, p_MV.device)[:, None]
     values_MC = p_MV.topk(num_candidates, -1).values
     ranks_C = torch.arange(num_candidates, device=p_MV.device)
     mass_MC = values_MC.double().masked_fill_(ranks_C >= k_M1, 0.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.head import logprobs, pair_logprobs_
+from ..model.uploads import upload
 from .sampler import RowBounds, draw_several, uniforms
 from .scoring import Scores, Scoring
 from .top_tokens import pick_entries, top_tokens
@@ -78,4 +79,4 @@ def _select(logits_RV: Tensor, rows_N: np.ndarray) -> Tensor:
 
 
 def _like(tensor: Tensor, values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values).to(tensor.device)
+    return upload(values, tensor.device)

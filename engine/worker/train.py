@@ -19,6 +19,7 @@ from ..adapters.loss_head import HeadResult, LossHead
 from ..adapters.losses import LossBatch
 from ..model.base import BaseModel
 from ..model.open_attention import packed_attentions
+from ..model.uploads import upload
 from ..trace import Trace
 from .commands import Float32s, PassWork
 from .metrics import pass_metrics
@@ -130,8 +131,8 @@ class Trainer:
     ) -> StepOutputs:
         """Forward, and backward when asked for."""
         device = self._store.device
-        tokens_T = torch.from_numpy(step.tokens).to(device)
-        positions_T = torch.from_numpy(step.positions).to(device)
+        tokens_T = upload(step.tokens, device)
+        positions_T = upload(step.positions, device)
         losses = LossBatch.build(
             loss_fns=[works[piece].loss_fn if piece >= 0 else None for piece in step.unit_slices],
             configs=[
