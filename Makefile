@@ -65,6 +65,8 @@ bench: install
 	$(BIN)/python bench/fork.py
 	$(BIN)/python bench/pictures.py
 
+# Tests and benches on a CUDA device, or nothing where there is none: make gpu PART=tests, or
+# kernels, train, sample.
 gpu: install
 	$(BIN)/python bench/gpu.py $(PART:%=--part %)
 

@@ -36,8 +36,8 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=tuple(LIMITS), help="may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="tiny and on the CPU")
     arguments = parser.parse_args()
-    if not arguments.dry_run and not has_cuda():
-        print("skipped: no CUDA device (bench/gpu.py --dry-run needs none)")
+    if not arguments.dry_run and (reason := why_no_cuda()):
+        print(f"skipped: {reason} (bench/gpu.py --dry-run needs none)")
         return 0
     parts: dict[str, dict[str, Any]] = {}
     kernels: list[str] = []
@@ -57,13 +57,15 @@ def main() -> int:
     return 0 if all(part["passed"] for part in parts.values()) else 1
 
 
-def has_cuda() -> bool:
-    """Whether PyTorch is there and sees a CUDA device."""
+def why_no_cuda() -> str:
+    """Why PyTorch sees no CUDA device; "" when it does."""
     try:
         import torch
     except ImportError:
-        return False
-    return torch.cuda.is_available()
+        return "no CUDA device, since there is no torch"
+    if torch.version.cuda is None:
+        return f"no CUDA device, since this torch is built without CUDA, {torch.__version__}"
+    return "" if torch.cuda.is_available() else "no CUDA device"
 
 
 def options(name: str, is_dry: bool) -> list[str]:

@@ -3,7 +3,7 @@
     python bench/kernel_status.py
 
 interpreted    the tests that run it, under Triton's interpreter on a CPU and as they are on a GPU
-compiled       from bench/results/kernel_resources*.json (`make kernels`, `make kernels-triton36`):
+compiled       from bench/results/kernel_resources*.json (`make kernels`, `make kernels-oldest`):
                how many of today's variants are fit for all architectures, by which Triton
 run on         from bench/results/gpu.json (`make gpu`): device, day, commit
 """
@@ -113,3 +113,4 @@ def _imported(path: Path) -> set[str]:
 
 if __name__ == "__main__":
     write()
+    print(f"wrote {PAGE.relative_to(ROOT)}")

@@ -22,7 +22,7 @@ class WorkerConfig:
     dtype: str = ""  # "" is float32 on a CPU and bfloat16 on a GPU
     modelling: str = "auto"  # our own decoder where it is built for the model; native, transformers
     kernels: str = "auto"  # triton where there is CUDA; torch, through PyTorch's operations
-    is_deterministic: bool = False
+    is_deterministic: bool = False  # results never depend on the neighbours, bit by bit
     trace: str = ""  # file to write, "" for none
     state_dir: str  # where saved states lie
     memory_bytes: int = 0  # what the worker may use; 0 is half of the free host or all free device

@@ -33,15 +33,18 @@ def choose_triton(kernels: str, device: torch.device) -> bool:
     """Whether the Triton kernels compute; "auto" says so on a CUDA device.
 
     Raises:
-        BadRequest: "triton" was asked for on another device; its interpreter, which the tests use,
-            is the exception.
+        BadRequest: Triton is not installed, or was asked for on another device; its interpreter,
+            which the tests use, is the exception.
     """
     if kernels == "torch" or (kernels == "auto" and device.type != "cuda"):
         return False
     try:
         from triton import knobs
     except ImportError as error:
-        raise BadRequest(f"kernels are to be Triton's, which is not installed: {error}") from error
+        raise BadRequest(
+            f"kernels are to be Triton's, which is not installed ({error}); "
+            "kernels torch does without"
+        ) from error
     if device.type != "cuda" and not knobs.runtime.interpret:
         raise BadRequest(f"kernels triton was asked for, which need a CUDA device, not {device}")
     return True

@@ -71,6 +71,17 @@ def test_a_missing_directory_and_missing_files_are_named(tmp_path: Path) -> None
     assert "lacks config.json and *.safetensors" in err
 
 
+def test_triton_kernels_without_a_device_are_named(
+    model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # with it, a CPU will do
+    listen = f"tcp://127.0.0.1:{free_port()}"
+    options = ("--device", "cpu", "--kernels", "triton", "--listen", listen)
+    status, err = weft("serve", model_path, *options)
+    assert status == 1
+    assert "weft: kernels triton was asked for, which need a CUDA device, not cpu" in err
+
+
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 def test_cuda_without_cuda_is_named(model_path: str) -> None:
     listen = f"tcp://127.0.0.1:{free_port()}"
