@@ -15,6 +15,10 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+# Tests that poison fresh memory do so by PyTorch's deterministic mode, which refuses cuBLAS without
+# this. Read at the first product on a device.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # Without a GPU Triton's interpreter runs the kernels. Read when a kernel is defined; `make gpu`
 # sets it to 0.
 os.environ.setdefault("TRITON_INTERPRET", "1")

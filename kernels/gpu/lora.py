@@ -177,8 +177,9 @@ def weight_gradients(
 
         dA_g += ds_g^T x        dBt_g += s_g^T dy_g        over the rows of an entry's units
 
-    See `wgrad_chunks.py` for the order of the sums. Blocks that the plan calls fresh are written from zero,
-    with the padding of their rows; of sites that the adapter targets, those of the group only.
+    See `wgrad_chunks.py` for the order of the sums. Blocks that the plan calls fresh are written
+    from zero, with the padding of their rows; of sites that the adapter targets, those of the group
+    only.
 
     Args:
         x_TD: the input of `shrink`.

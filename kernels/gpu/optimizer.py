@@ -331,5 +331,8 @@ def _upload(arrays: Sequence[Int32s], device: torch.device) -> list[Tensor]:
     starts = np.cumsum([0, *sizes])[:-1].tolist()
     for start, array in zip(starts, arrays, strict=True):
         host[start : start + array.size] = array.reshape(-1)
-    both = torch.from_numpy(host).to(device, copy=True)
+    staged = torch.from_numpy(host)
+    if device.type == "cuda":
+        staged = staged.pin_memory()  # else the copy would wait for what the device has to do
+    both = staged.to(device, copy=True, non_blocking=True)
     return [both[start : start + array.size] for start, array in zip(starts, arrays, strict=True)]

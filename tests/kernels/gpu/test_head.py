@@ -1,7 +1,5 @@
 """Log-probabilities and gradients of a chunk of logits against the float64 oracle."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -23,12 +21,7 @@ TYPES = [torch.float32, torch.bfloat16]
 WIDTHS = [3, 100, 256, 9001]  # of the vocabulary; the last has several blocks and no vectors
 ROWS = 5
 
-
-@pytest.fixture(autouse=True)
-def fresh_memory_is_nan() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # fills what `torch.empty` gives
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("fresh_memory_is_nan")
 
 
 def random_chunk(
