@@ -179,7 +179,7 @@ class _TritonGroup(torch.autograd.Function):
         if not adapters.plan.used_buckets:
             ctx.save_for_backward(x_TD)
             return tuple(base.forward(x_TD) for base in bases)
-        products = choose_products(bases)
+        products, x_TD = choose_products(bases), x_TD.contiguous()
         s = _shrink(x_TD, adapters, sites, can_split=products.takes_planes)
         ctx.save_for_backward(x_TD, s)
         return products.forward(x_TD, s, adapters, bases, sites)
@@ -209,6 +209,7 @@ class _TritonGated(torch.autograd.Function):
         sites: tuple[int, ...],
     ) -> Tensor:
         ctx.linears, ctx.adapters, ctx.bases, ctx.sites = linears, adapters, bases, sites
+        x_TD = x_TD.contiguous()
         s = _shrink(x_TD, adapters, sites, can_split=True)
         gate_TF, up_TF = (base.forward(x_TD) for base in bases)
         needs_backward = any(ctx.needs_input_grad)

@@ -255,4 +255,5 @@ def _warm(
     runs = RunTable(store, model.config.eos_token_ids)
     trainer = _trainer(config, plan, model, runs, Trace())
     generator = _generator(config, plan, model, store, WARMING_PAGES, decode)
-    warm_up(trainer, generator, runs, max_tokens)
+    compiles = store.uses_triton and store.device.type == "cuda"
+    warm_up(trainer, generator, runs, max_tokens, compiles=compiles)

@@ -21,9 +21,7 @@ class MemoryRequest:
     batch_tokens: int  # wished size of a train batch
     max_context: int  # tokens of one sequence that must fit into the pages
     page_size: int  # tokens
-    gathers_adapters: bool = (
-        True  # the weights and gradients of a batch; Triton reads them in place
-    )
+    gathers_adapters: bool = True  # of a batch, with gradients; Triton reads both in place
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,19 +27,28 @@ from .units import Unit
 log = logging.getLogger(__name__)
 
 RUN_ID = "warming"
-RANK = 8
+RANKS = (8, 32, 64)  # the first alone where nothing is compiled; kernels serve ranks up to theirs
 NUM_TOKENS = 16
+MANY_TOKENS = 320  # more than decode steps have: a forward pass of many has other kernels
 NUM_NEW_TOKENS = 2
 _FAULTS = ("internal", "out_of_memory")  # of a sample; logits that are not finite are the model's
 
 
-def warm_up(trainer: Trainer, generator: BaseGenerator, runs: RunTable, max_tokens: int) -> None:
+def warm_up(
+    trainer: Trainer,
+    generator: BaseGenerator,
+    runs: RunTable,
+    max_tokens: int,
+    *,
+    compiles: bool = False,
+) -> None:
     """Train and sample a little on a run of our own.
 
     Args:
         trainer, generator: as those of the worker, but others.
         runs: of the worker's store, without a run.
         max_tokens: the longest datum that fits.
+        compiles: kernels are compiled where they are used first, so all common ones are used.
 
     Raises:
         EngineFailed: a step failed, so those of users would.
@@ -47,41 +56,46 @@ def warm_up(trainer: Trainer, generator: BaseGenerator, runs: RunTable, max_toke
     started = time.monotonic()
     num_tokens = min(NUM_TOKENS, max_tokens)
     try:
-        run = _open(runs)
-        try:
-            _train(trainer, runs, num_tokens)
-            _sample(generator, run, num_tokens)
-        finally:
-            runs.drop_run(RUN_ID)
+        for rank in RANKS if compiles else RANKS[:1]:
+            run = _open(runs, rank)
+            try:
+                _train(trainer, runs, num_tokens)
+                if compiles:
+                    _pass(trainer, min(MANY_TOKENS, max_tokens), is_forward=True)
+                _sample(generator, run, num_tokens)
+            finally:
+                runs.drop_run(RUN_ID)
     except EngineFailed:
         raise
     except WeftError as error:  # no room for a run, or a prompt: whoever asks for one is told
         log.warning("the worker is not wholly warm: %s", error)
     except Exception as error:  # the boundary to the device
         detail = f"the model was loaded, and its first step failed: {type(error).__name__}: {error}"
+        if runs.store.uses_triton:
+            detail += " (kernels torch computes without those of Triton)"
         raise EngineFailed(detail) from error
     log.info("warmed in %.2f s", time.monotonic() - started)
 
 
-def _open(runs: RunTable) -> Run:
+def _open(runs: RunTable, rank: int) -> Run:
     targets = runs.store.targets
     families = {
         "train_attn": Targets.ATTN in targets,
         "train_mlp": Targets.MLP in targets,
         "train_unembed": Targets.UNEMBED in targets,
     }
-    run = runs.store.create(rank=RANK, alpha=float(RANK), seed=0, **families)
+    run = runs.store.create(rank=rank, alpha=float(rank), seed=0, **families)
     runs.add_run(RUN_ID, HeldRun(run, "", "", **families))
     return run
 
 
-def _train(trainer: Trainer, runs: RunTable, num_tokens: int) -> None:
+def _pass(trainer: Trainer, num_tokens: int, *, is_forward: bool) -> None:
     work = PassWork(
         origin=Origin(0, 0, "", 0),
         run_id=RUN_ID,
         loss_fn="cross_entropy",
         loss_fn_config={},
-        forward_only=False,
+        forward_only=is_forward,
         part_outputs=(num_tokens,),
         tokens=np.zeros(num_tokens, np.int32),
         lengths=np.array([num_tokens], np.int32),
@@ -89,9 +103,15 @@ def _train(trainer: Trainer, runs: RunTable, num_tokens: int) -> None:
         inputs={"weights": np.ones(num_tokens, np.float32)},
         units=(Unit(0, 1, num_tokens),),
     )
-    passes = Passes((Slice(0, 0, 1, ends_job=True),), backward=True, num_tokens=num_tokens)
+    passes = Passes(
+        (Slice(0, 0, 1, ends_job=True),), backward=not is_forward, num_tokens=num_tokens
+    )
     if not trainer.step(passes, [work]).failures:
         trainer.collect(work)
+
+
+def _train(trainer: Trainer, runs: RunTable, num_tokens: int) -> None:
+    _pass(trainer, num_tokens, is_forward=False)
     header = OptimStep(
         request_id=0,
         run_id=RUN_ID,

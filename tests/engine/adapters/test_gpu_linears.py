@@ -57,6 +57,60 @@ def test_gradients_of_several_calls_add_up(store: AdapterStore) -> None:
         assert torch.equal(gradient, 2 * once[name])
 
 
+def test_batches_of_one_command_add_up(store: AdapterStore) -> None:
+    run = make_run(store, 7)
+    x_TD, dys_TO = inputs(20, QKV)
+    x_TD, dys_TO = x_TD.to(store.device), [dy.to(store.device) for dy in dys_TO]
+    run_group(store, QKV, [(run, 20)], x_TD, dys_TO)
+    once = gradient_matrices(store, run)
+    run.has_gradient = False
+    store.states.planes[run.stage_plane].fill_(float("nan"))
+    store.begin(run)
+    for _ in range(2):
+        linears = Binder(store).bind([run.version], [run], [20])
+        x = x_TD.clone().requires_grad_()
+        torch.autograd.backward(linears.group(x, make_bases(QKV, like=x_TD), QKV), dys_TO)
+        linears.flush()
+    store.commit(run)
+    for name, gradient in gradient_matrices(store, run).items():
+        assert torch.equal(gradient, 2 * once[name])
+
+
+def test_a_run_and_its_fork_share_a_batch_and_no_gradient(store: AdapterStore) -> None:
+    run, other = make_run(store, 7), make_run(store, 7)
+    x_TD, dys_TO = inputs(20, QKV)
+    x_TD, dys_TO = x_TD.to(store.device), [dy.to(store.device) for dy in dys_TO]
+    fork = store.fork(run)
+    run_group(store, QKV, [(run, 12), (fork, 8)], x_TD, dys_TO)
+    for each, rows in ((run, slice(12)), (fork, slice(12, 20))):
+        other.has_gradient = False
+        run_group(
+            store,
+            QKV,
+            [(other, rows.stop - (rows.start or 0))],
+            x_TD[rows],
+            [dy[rows] for dy in dys_TO],
+        )
+        expected = gradient_matrices(store, other)
+        for name, gradient in gradient_matrices(store, each).items():
+            assert torch.equal(gradient, expected[name])
+    store.check_integrity([run, fork, other])
+
+
+def test_rows_that_lie_apart_are_taken(store: AdapterStore) -> None:
+    run = make_run(store, 7)
+    wide_TD, dys_TO = inputs(20, QKV)
+    wide_TD, dys_TO = wide_TD.to(store.device), [dy.to(store.device) for dy in dys_TO]
+    x_TD = torch.cat([wide_TD, wide_TD], 1)[:, :32]
+    expected = run_group(store, QKV, [(run, 20)], wide_TD, dys_TO)
+    linears = Binder(store).bind([run.version], [None], [20])
+    with torch.no_grad():
+        ys = linears.group(x_TD, make_bases(QKV, like=wide_TD), QKV)
+    assert not x_TD.is_contiguous()
+    for y, same in zip(ys, expected.ys, strict=True):
+        assert rms_error(y, same.cpu()) < TOLERANCE
+
+
 def test_a_failed_command_leaves_no_trace(store: AdapterStore) -> None:
     run = make_run(store, 7)
     x_TD, dys_TO = inputs(20, QKV)

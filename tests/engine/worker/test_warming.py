@@ -14,9 +14,12 @@ from weft.engine.model.decoder import Decoder
 from weft.engine.sampling.generate import Generator
 from weft.engine.sampling.kv_cache import KVCache
 from weft.engine.trace import Trace
+from weft.engine.worker.commands import PassWork
 from weft.engine.worker.runs import RunTable
-from weft.engine.worker.train import Trainer
+from weft.engine.worker.scheduler import Passes
+from weft.engine.worker.train import Outcome, Trainer
 from weft.engine.worker.warming import warm_up
+from weft.kernels.gpu.variants import UnknownVariant
 
 MAX_TOKENS = 64
 
@@ -44,7 +47,7 @@ class Parts:
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     path = tmp_path_factory.mktemp("model")
-    save_random_model(path)
+    save_random_model(path, max_context=512)
     return Decoder.load(path)
 
 
@@ -77,6 +80,27 @@ def test_it_trains_steps_and_samples(parts: Parts, monkeypatch: pytest.MonkeyPat
     assert (parts.generator.num_prefilled, parts.generator.num_decoded) == (16, 2)
 
 
+def test_common_ranks_and_a_long_pass_are_compiled(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool, int]] = []
+    plain = parts.trainer.step
+
+    def step(passes: Passes, works: list[PassWork]) -> Outcome:
+        rank = parts.runs.run(works[0].run_id).run.rank
+        seen.append((rank, passes.backward, passes.num_tokens))
+        return plain(passes, works)
+
+    monkeypatch.setattr(parts.trainer, "step", step)
+    warm_up(parts.trainer, parts.generator, parts.runs, 512, compiles=True)
+    assert seen == [
+        (rank, is_backward, tokens)
+        for rank in (8, 32, 64)
+        for is_backward, tokens in ((True, 16), (False, 320))
+    ]
+    assert parts.runs.counts == {"runs": 0, "samplers": 0}
+
+
 def test_nothing_is_left(parts: Parts) -> None:
     before, memory = torch.get_rng_state(), parts.store.memory
     parts.warm_up()
@@ -100,9 +124,21 @@ def test_a_step_that_fails_ends_the_loading(parts: Parts, monkeypatch: pytest.Mo
 
     memory = parts.store.memory
     monkeypatch.setattr(parts.trainer, "step", fail)
-    with pytest.raises(EngineFailed, match="a kernel failed"):
+    with pytest.raises(EngineFailed, match=r"a kernel failed$"):
         parts.warm_up()
     assert parts.store.memory == memory
+
+
+def test_a_kernel_that_there_is_not_is_named_with_a_way_out(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise UnknownVariant("attention bf16, heads of 512")
+
+    monkeypatch.setattr(parts.trainer, "step", fail)
+    parts.store.uses_triton = True
+    with pytest.raises(EngineFailed, match=r"UnknownVariant: .* heads of 512 \(kernels torch"):
+        parts.warm_up()
 
 
 def test_a_sample_that_fails_ends_the_loading(
