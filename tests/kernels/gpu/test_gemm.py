@@ -70,6 +70,9 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows_that_are_not_numbers(
 ) -> None:
     weight = random(200, 200, dtype=dtype, device=device)
     row = random(200, dtype=dtype, device=device, seed=1)
+    # A large sum that vanishes at the end: what was rounded on the way is seen in bfloat16, too.
+    weight[:, [0, -1]] = weight[[0, -1]] = 1.0
+    row[0], row[-1] = 2.0**20, -(2.0**20)
     alone = product(row[None], weight)[0]
 
     assert alone.isfinite().all()
