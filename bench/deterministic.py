@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from harness import Table, spread, write_result
+from rounds import measure, median_ratio
 from train_case import NUM_REQUESTS
-from train_step import VOCAB_SIZE, Bench, measure, median_ratio, save_model
+from train_step import VOCAB_SIZE, Bench, save_model
 
 from weft.engine.sampling.generate import Generator
 from weft.engine.sampling.kv_cache import KVCache

@@ -4,7 +4,7 @@ In a dry run there is no device: everything runs once, by the clock, and the fig
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-REPEATS = 2
+REPEATS = 3
 GRAPH_CALLS = 8  # in one replay
 CACHE_FACTOR = 4  # what is read between two uses of the same buffer, in sizes of the L2 cache
 
@@ -28,6 +28,13 @@ class Timing:
     p20: float
     p80: float
     repeats: tuple[float, ...]  # the median of each repeat
+
+    @classmethod
+    def of(cls, repeats: Sequence[Sequence[float]]) -> "Timing":
+        """From the seconds of every call of each repeat."""
+        low, middle, high = np.percentile(repeats, (20, 50, 80))
+        medians = tuple(float(np.median(repeat)) for repeat in repeats)
+        return cls(float(middle), float(low), float(high), medians)
 
     def as_dict(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in ("median", "p20", "p80", "repeats")}
@@ -51,11 +58,16 @@ class Stopwatch:
 
     def events(self, work: Work) -> Timing:
         """Eager calls between events; the host runs ahead as far as it can."""
+        return self.alternate({"": work})[""]
+
+    def alternate(self, works: Mapping[str, Work]) -> dict[str, Timing]:
+        """The same of several works in turn, so that a hotter device slows all of them."""
         if self.is_dry:
-            return self._by_clock(work)
-        for index in range(3):
-            work(index)
-        return self._sample(work, 1)
+            return {name: self._by_clock(work) for name, work in works.items()}
+        for work in works.values():
+            for index in range(3):
+                work(index)
+        return self._sample(works, 1)
 
     def graph(self, work: Work) -> Timing:
         """Calls out of a captured graph: no host."""
@@ -72,22 +84,25 @@ class Stopwatch:
             for index in range(GRAPH_CALLS):
                 work(index)
         captured.replay()
-        return self._sample(lambda index: captured.replay(), GRAPH_CALLS)
+        return self._sample({"": lambda index: captured.replay()}, GRAPH_CALLS)[""]
 
-    def _sample(self, work: Work, calls: int) -> Timing:
-        repeats = []
+    def _sample(self, works: Mapping[str, Work], calls: int) -> dict[str, Timing]:
+        repeats: dict[str, list[list[float]]] = {name: [] for name in works}
         for _ in range(REPEATS):
-            marks = [_mark() for _ in range(self._samples + 1)]
-            torch.cuda.synchronize()
-            marks[0].record()
-            for index, mark in enumerate(marks[1:]):
-                work(index)
-                mark.record()
-            torch.cuda.synchronize()
-            repeats.append([a.elapsed_time(b) / 1e3 / calls for a, b in pairwise(marks)])
-        low, middle, high = np.percentile(repeats, (20, 50, 80))
-        medians = tuple(float(np.median(repeat)) for repeat in repeats)
-        return Timing(float(middle), float(low), float(high), medians)
+            for name, work in works.items():
+                repeats[name].append([seconds / calls for seconds in self._repeat(work)])
+        return {name: Timing.of(own) for name, own in repeats.items()}
+
+    def _repeat(self, work: Work) -> list[float]:
+        """Seconds of some calls, one after the other."""
+        marks = [_mark() for _ in range(self._samples + 1)]
+        torch.cuda.synchronize()
+        marks[0].record()
+        for index, mark in enumerate(marks[1:]):
+            work(index)
+            mark.record()
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
     def _by_clock(self, work: Work) -> Timing:
         started = time.perf_counter()

@@ -26,6 +26,7 @@ import torch
 from gpu_model import MODELS, TINY, activation_bytes, matmul_parameters, random_decoder
 from gpu_timing import Deadline, Machine, Stopwatch, measure_machine
 from harness import Table, write_result
+from rounds import measure, median_ratio
 from train_case import NUM_REQUESTS, TrainCase
 
 RANKS = (4, 32, 8, 16)
@@ -108,17 +109,23 @@ def open_cases(fields: dict[str, object], device: torch.device) -> tuple[TrainCa
 def measure_size(
     case: TrainCase, fixed: TrainCase, tokens_each: int, has_unembed: bool
 ) -> list[dict[str, Any]]:
-    """One row for one tenant and one for sixteen."""
+    """One row for one tenant and one for sixteen, all in the same rounds."""
     works = {
         number: case.works(case.tenants(number, has_unembed), tokens_each)
         for number in (1, NUM_REQUESTS)
     }
-    frozen = seconds(case, partial(case.frozen, works[1]))
+    variants: dict[str, Callable[[], None]] = {"frozen": partial(case.frozen, works[1])}
+    for number, own in works.items():
+        variants[f"fused {number}"] = partial(case.train, own)
+        variants[f"deterministic {number}"] = partial(fixed.train, own)
+        if number > 1:
+            variants[f"unfused {number}"] = partial(case.train_one_by_one, own)
+    wait = torch.cuda.synchronize if case.model.device.type == "cuda" else lambda: None
+    seconds = measure(variants, ROUNDS, wait)
     rows = []
     for number, own in works.items():
-        fused = seconds(case, partial(case.train, own))
-        unfused = fused if number == 1 else seconds(case, partial(case.train_one_by_one, own))
-        deterministic = seconds(case, partial(fixed.train, own))
+        fused, deterministic = seconds[f"fused {number}"], seconds[f"deterministic {number}"]
+        unfused = seconds.get(f"unfused {number}", fused)
         run_ids = list(dict.fromkeys(work.run_id for work in own))
         rows.append(
             {
@@ -127,31 +134,24 @@ def measure_size(
                 "unembed": has_unembed,
                 "fused_s": fused,
                 "unfused_s": unfused,
-                "frozen_s": frozen,
+                "frozen_s": seconds["frozen"],
                 "deterministic_s": deterministic,
-                "optimizer_s": seconds(case, partial(case.step_optimizer, run_ids), rounds=1),
-                "tokens_per_s": NUM_REQUESTS * tokens_each / fused,
-                "gain": unfused / fused,
-                "of_free": deterministic / fused,
-                "of_frozen": fused / frozen,
+                "optimizer_s": time_optimizer(case, run_ids, wait),
+                "tokens_per_s": NUM_REQUESTS * tokens_each / float(np.median(fused)),
+                "gain": median_ratio(unfused, fused),
+                "of_free": median_ratio(deterministic, fused),
+                "of_frozen": median_ratio(fused, seconds["frozen"]),
             }
         )
     return rows
 
 
-def seconds(case: TrainCase, work: Callable[[], None], rounds: int = ROUNDS) -> float:
-    """Median by the clock, the device idle before and after; compiled by a call before."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        work()
-        if case.model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    if rounds > 1:
-        once()
-    return float(np.median([once() for _ in range(rounds)]))
+def time_optimizer(case: TrainCase, run_ids: list[str], wait: Callable[[], None]) -> float:
+    """Seconds of one step, which uses up the gradients."""
+    started = time.perf_counter()
+    case.step_optimizer(run_ids)
+    wait()
+    return time.perf_counter() - started
 
 
 def print_row(table: Table, row: dict[str, Any]) -> None:

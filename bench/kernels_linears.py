@@ -12,11 +12,13 @@ from harness import Table
 from layer_baselines import Grouped, Peft, Sequential, floor_seconds
 from layer_case import Groups, LayerCase, LayerWeights, Mix, beta, frozen, frozen_triton, fused
 from layer_check import check
+from rounds import median_ratio
 
 CHECKED_TOKENS = 2048  # at most, when results are compared with float64
 BASELINE_TOKENS = 8192  # the size at which slow baselines run
 DRY_MIX = Mix(32, 2, "4", "equal")
 FORMS = {"beta": beta, "fused": fused}
+TIMED = {"frozen": frozen, "triton": frozen_triton, **FORMS}  # in turn
 
 
 def mixes() -> list[Mix]:
@@ -53,7 +55,7 @@ class Linears:
         layers = num_sets(macs * dtype.itemsize, stopwatch.device)
         self.base = LayerWeights(groups, layers, stopwatch.device, dtype)
         self._stopwatch, self._machine = stopwatch, machine
-        self._frozen = lru_cache(self._time_frozen)
+        self._frozen_graph = lru_cache(self._time_frozen_graph)
         self._single = lru_cache(self._time_single)
 
     def row(self, mix: Mix) -> dict[str, Any]:
@@ -64,13 +66,19 @@ class Linears:
         row["errors"] = {name: check(name, form, checked) for name, form in FORMS.items()}
         del checked
         case, watch = LayerCase(self.base, mix), self._stopwatch
-        row["frozen"], row["frozen_graph"], row["triton"] = self._frozen(mix.num_tokens)
-        for name, form in FORMS.items():
-            row[name] = watch.events(partial(form, case)).as_dict()
-            if not watch.is_dry:
-                row[f"{name}_graph"] = watch.graph(partial(form, case)).as_dict()
+        forms = {name: partial(form, case) for name, form in TIMED.items()}
+        timings = watch.alternate(forms)
+        frozen_s = timings["frozen"].repeats
+        row |= {name: timing.as_dict() for name, timing in timings.items()}
+        row["of_frozen"] = {
+            name: median_ratio(timing.repeats, frozen_s) for name, timing in timings.items()
+        }
+        row["frozen_graph"] = self._frozen_graph(mix.num_tokens)
+        if not watch.is_dry:
+            row |= {f"{name}_graph": watch.graph(forms[name]).as_dict() for name in FORMS}
         row["single"] = self._single(mix.num_tokens, mix.mean_rank)
-        if (watch.is_dry or mix.num_tokens == BASELINE_TOKENS) and mix.num_adapters > 1:
+        is_due = watch.is_dry or mix.num_tokens == BASELINE_TOKENS
+        if is_due and mix.num_adapters > 1 and mix.lengths != "bare":  # all rows are somebody's
             for name, baseline in (
                 ("sequential", Sequential),
                 ("grouped", Grouped),
@@ -82,11 +90,9 @@ class Linears:
         row["floor"] = {"base_s": base_s, "adapters_s": adapters_s}
         return row
 
-    def _time_frozen(self, num_tokens: int) -> list[dict[str, object]]:
-        case, watch = LayerCase(self.base, Mix(num_tokens, 1, "1", "equal")), self._stopwatch
-        works = partial(frozen, case), partial(frozen_triton, case)
-        eager = [watch.events(work).as_dict() for work in works]
-        return [eager[0], watch.graph(works[0]).as_dict(), eager[1]]
+    def _time_frozen_graph(self, num_tokens: int) -> dict[str, object]:
+        case = LayerCase(self.base, Mix(num_tokens, 1, "1", "equal"))
+        return self._stopwatch.graph(partial(frozen, case)).as_dict()
 
     def _time_single(self, num_tokens: int, rank: int) -> dict[str, object]:
         case = LayerCase(self.base, Mix(num_tokens, 1, str(rank), "equal"))
@@ -117,10 +123,11 @@ def measure_linears(
             continue
         row = linears.row(mix)
         base = row["frozen"]["median"]
-        ratios = [
-            f"{row[name]['median'] / base:.3f}" if "median" in row.get(name, {}) else "-"
-            for name in names
-        ]
+        others = {
+            name: row[name]["median"] / base for name in names if "median" in row.get(name, {})
+        }
+        found = others | row["of_frozen"]
+        ratios = [f"{found[name]:.3f}" if name in found else "-" for name in names]
         floor = 1 + row["floor"]["adapters_s"] / base
         mix_cells = (mix.num_tokens, mix.num_adapters, mix.ranks, mix.lengths)
         table.row(*mix_cells, f"{base * 1e3:.3f}", *ratios, f"{floor:.3f}")

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from harness import Table, save_random_qwen3, write_result
 from peft import LoraConfig, get_peft_model
+from rounds import measure, median_ratio
 from train_case import NUM_REQUESTS, TrainCase
 from transformers import AutoModelForCausalLM
 
@@ -103,23 +104,6 @@ class Peft:
                 logits.flatten(0, 1), targets.flatten(), reduction="sum"
             )
             torch.autograd.backward(loss)
-
-
-def measure(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every variant in every round, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for counted in range(-1, rounds):
-        for name, work in variants.items():
-            start = time.perf_counter()
-            work()
-            if counted >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Median over rounds of the ratio of two variants of the same round."""
-    return float(np.median(np.array(above) / np.array(below)))
 
 
 def main() -> None:
