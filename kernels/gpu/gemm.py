@@ -9,7 +9,6 @@ T rows, D input features, O output features; in the kernel K is summed over and 
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .gemm_kernel import all_variants, blocks_of, gemm_variant, is_even
@@ -61,28 +60,26 @@ def _product(
     accumulate: bool,
 ) -> Tensor:
     y = output_of(x, weight_OD, out, bias, is_forward=is_forward, accumulate=accumulate)
-    height = height_for(x.dtype, len(x))
+    blocks = blocks_of(x.dtype)
+    is_narrow = 0 < len(x) <= blocks.few_rows
+    height = blocks.heights[0 if is_narrow else -1]
     form = gemm_variant(
         x.dtype,
         height,
         is_forward=is_forward,
-        is_even=is_even(x.dtype, x.shape[1], y.shape[1]),
+        is_even=is_even(x.dtype, x.shape[1], y.shape[1], is_narrow=is_narrow),
         has_bias=bias is not None,
         accumulate=accumulate,
+        is_narrow=is_narrow,
     )
-    form.launch(grid_of(-(-len(x) // height), y), **arguments_of(x, weight_OD, bias, y))
+    grid = grid_of(-(-len(x) // height), y, is_narrow=is_narrow)
+    form.launch(grid, **arguments_of(x, weight_OD, bias, y))
     return y
 
 
-def height_for(dtype: torch.dtype, rows: int) -> int:
-    """Rows of a program, where so many are to be computed at a time."""
-    heights = blocks_of(dtype).heights
-    return next((height for height in heights if rows <= height), heights[-1])
-
-
-def grid_of(num_tiles: int, y: Tensor) -> tuple[int]:
+def grid_of(num_tiles: int, y: Tensor, *, is_narrow: bool = False) -> tuple[int]:
     """Programs for so many tiles of rows."""
-    return (num_tiles * -(-y.shape[1] // blocks_of(y.dtype).block_n),)
+    return (num_tiles * -(-y.shape[1] // blocks_of(y.dtype).width(is_narrow)),)
 
 
 def output_of(

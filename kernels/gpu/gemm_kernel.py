@@ -5,7 +5,7 @@ T rows; K is summed over and N remains.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 
 import torch
@@ -34,12 +34,31 @@ class Blocks:
     block_k: int
     num_stages: int
     group: int  # tiles of rows whose programs run together, so that weights come from L2
+    few_rows: int = (
+        0  # up to which programs are narrow and low: most of the work is reading weights
+    )
+    narrow_n: int = 0
+    narrow_stages: int = 0
+
+    def width(self, is_narrow: bool) -> int:
+        """Columns of a program."""
+        return self.narrow_n if is_narrow else self.block_n
 
 
-# Both heights of bfloat16 multiply by the same instruction in the same order (m64n256k16 on sm_90,
-# m16n8k16 on sm_80). 144 KB of shared memory on sm_90 and 96 on sm_80 for 128 rows.
+# All forms of bfloat16 multiply in the same order by instructions of the same kind, whose length
+# alone differs (m64n64k16 and m64n256k16 on sm_90). 144 KB of shared memory on sm_90 and 96 on
+# sm_80 for 128 rows. 16 programs would read a weight of 4096 outputs, were there no narrow ones.
 BLOCKS = {
-    torch.bfloat16: Blocks((64, 128), block_n=256, block_k=64, num_stages=3, group=8),
+    torch.bfloat16: Blocks(
+        (64, 128),
+        block_n=256,
+        block_k=64,
+        num_stages=3,
+        group=8,
+        few_rows=128,
+        narrow_n=64,
+        narrow_stages=6,
+    ),
     torch.float32: Blocks((128,), block_n=128, block_k=32, num_stages=3, group=8),
 }
 ROWS_PER_WARP = 16
@@ -200,10 +219,12 @@ def blocks_of(dtype: torch.dtype) -> Blocks:
     return BLOCKS[dtype]
 
 
-def is_even(dtype: torch.dtype, width_k: int, width_n: int) -> tuple[bool, bool]:
+def is_even(
+    dtype: torch.dtype, width_k: int, width_n: int, *, is_narrow: bool = False
+) -> tuple[bool, bool]:
     """Whether blocks cut K and N without a rest."""
     blocks = blocks_of(dtype)
-    return width_k % blocks.block_k == 0, width_n % blocks.block_n == 0
+    return width_k % blocks.block_k == 0, width_n % blocks.width(is_narrow) == 0
 
 
 @lru_cache(maxsize=512)
@@ -216,11 +237,13 @@ def gemm_variant(
     has_bias: bool = False,
     accumulate: bool = False,
     bucket: int | None = None,
+    is_narrow: bool = False,
 ) -> Variant:
     """The form for tiles of `height` rows.
 
     Args:
         is_even: as the function of that name says.
+        is_narrow: for few rows, without a plan.
         bucket: of the adapters inside, 0 for tiles without; None for rows without a plan.
 
     Raises:
@@ -244,6 +267,7 @@ def gemm_variant(
         + ("" if bucket is None else f" bucket {bucket}")
         + " bias" * has_bias
         + " accumulate" * accumulate
+        + " narrow" * is_narrow
         + " odd k" * (not is_even[0])
         + " odd n" * (not is_even[1]),
         kernel=_gemm_kernel,
@@ -257,13 +281,13 @@ def gemm_variant(
             "IS_EVEN_K": is_even[0],
             "IS_EVEN_N": is_even[1],
             "BLOCK_T": height,
-            "BLOCK_N": blocks.block_n,
+            "BLOCK_N": blocks.width(is_narrow),
             "BLOCK_K": blocks.block_k,
             "BLOCK_R": min(bucket or MAX_RANK_BLOCK, MAX_RANK_BLOCK),
             "GROUP": blocks.group,
         },
         num_warps=height // ROWS_PER_WARP,
-        num_stages=blocks.num_stages,
+        num_stages=blocks.narrow_stages if is_narrow else blocks.num_stages,
         has_dot=dtype != torch.float32,
         multiples_of_16=_WIDTHS,
         max_narrow_loads=64 if has_bias else 24,
@@ -275,25 +299,24 @@ def all_variants(shape: ModelShape) -> Iterator[Variant]:
     found: dict[str, Variant] = {}
     for dtype, blocks in BLOCKS.items():
         for inputs, outputs in shape.groups:
-            for width, height in product(outputs, blocks.heights):
-                forward, backward = is_even(dtype, inputs, width), is_even(dtype, width, inputs)
-                for variant in _variants_of(dtype, height, forward, backward):
+            for width in outputs:
+                for variant in _variants_of(dtype, blocks, inputs, width):
                     found.setdefault(variant.name, variant)
     yield from found.values()
 
 
 def _variants_of(
-    dtype: torch.dtype, height: int, forward: tuple[bool, bool], backward: tuple[bool, bool]
+    dtype: torch.dtype, blocks: Blocks, inputs: int, outputs: int
 ) -> Iterator[Variant]:
-    for bucket in (None, *BUCKETS):
-        for flag in (False, True):
-            yield gemm_variant(
-                dtype, height, is_forward=True, is_even=forward, has_bias=flag, bucket=bucket
-            )
-            yield gemm_variant(
-                dtype, height, is_forward=False, is_even=backward, accumulate=flag, bucket=bucket
-            )
-    for has_bias in (False, True):
-        yield gemm_variant(
-            dtype, height, is_forward=True, is_even=forward, has_bias=has_bias, accumulate=True
-        )
+    forms: list[tuple[int, int | None, bool]] = [(blocks.heights[-1], None, False)]
+    if blocks.few_rows:
+        forms.append((blocks.heights[0], None, True))
+    forms += [(*form, False) for form in product(blocks.heights, BUCKETS)]
+    for height, bucket, is_narrow in forms:
+        form = partial(gemm_variant, dtype, height, bucket=bucket, is_narrow=is_narrow)
+        forward = is_even(dtype, inputs, outputs, is_narrow=is_narrow)
+        backward = is_even(dtype, outputs, inputs, is_narrow=is_narrow)
+        for has_bias, accumulate in product((False, True), (False, bucket is None)):
+            yield form(is_forward=True, is_even=forward, has_bias=has_bias, accumulate=accumulate)
+        for accumulate in (False, True):
+            yield form(is_forward=False, is_even=backward, accumulate=accumulate)

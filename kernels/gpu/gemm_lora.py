@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .adapters import BT, A, Adapters
-from .gemm import arguments_of, grid_of, height_for, output_of
-from .gemm_kernel import gemm_variant, is_even
+from .gemm import arguments_of, grid_of, output_of
+from .gemm_kernel import blocks_of, gemm_variant, is_even
 
 __all__ = ["input_gradient_lora", "linear_lora"]
 
@@ -113,10 +113,11 @@ def _launch(
         "pitch": layout.row_granules(sites[0])[half] * layout.granule,
         **adapters.site_arguments(sites[0], half),
     }
+    heights = blocks_of(x.dtype).heights
     for bucket in (0, *plan.used_buckets):
         gemm_variant(
             x.dtype,
-            height_for(x.dtype, plan.tile_rows),
+            next(height for height in heights if plan.tile_rows <= height),
             is_forward=half == BT,
             is_even=is_even(x.dtype, x.shape[1], y.shape[1]),
             has_bias=bias is not None,

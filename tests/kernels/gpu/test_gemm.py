@@ -10,7 +10,7 @@ from torch import Tensor
 from weft.kernels.gpu.gemm import all_variants, input_gradient, linear
 from weft.kernels.gpu.gemm_kernel import gemm_variant, is_even
 from weft.kernels.gpu.shapes import PUBLISHED, ModelShape
-from weft.kernels.gpu.variants import UnknownVariant
+from weft.kernels.gpu.variants import UnknownVariant, Variant
 from weft.kernels.reference import lora_linear
 
 DTYPES = [torch.bfloat16, torch.float32]
@@ -122,6 +122,15 @@ def test_rows_may_lie_beyond_two_billion_elements(
     assert torch.equal(product(rows, weight, apart), expected)
 
 
+def test_few_rows_are_computed_by_many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(Variant, "launch", lambda self, grid, **_: grids.append(grid))
+    weight = torch.zeros(4096, 64, dtype=torch.bfloat16)
+    for rows in (1, 128, 129):
+        linear(weight.new_zeros(rows, 64), weight)
+    assert grids == [(64,), (2 * 64,), (2 * 16,)]
+
+
 def test_no_rows_give_no_rows(device: torch.device) -> None:
     weight = random(48, 80, dtype=torch.float32, device=device)
 
@@ -171,4 +180,8 @@ def test_the_forms_of_published_models_are_few_and_among_those_that_are_checked(
             form = gemm_variant(torch.bfloat16, 128, is_forward=True, is_even=even, bucket=64)
             assert checked[form.name].constants == form.constants
             assert even[0]
+            even = is_even(torch.bfloat16, inputs, width, is_narrow=True)
+            form = gemm_variant(torch.bfloat16, 64, is_forward=True, is_even=even, is_narrow=True)
+            assert checked[form.name].constants == form.constants
+            assert all(even)
     assert len(checked) <= 140
