@@ -114,12 +114,13 @@ class _Attend(torch.autograd.Function):
         ctx: Any, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, tables: PackedTables, scale: float
     ) -> Tensor:
         out_THK, lse_TH = attend(q_THK, k_TGK, v_TGK, tables, scale)
-        ctx.save_for_backward(q_THK, k_TGK, v_TGK, out_THK, lse_TH)
+        # The tables of another batch in the same memory would make autograd refuse.
+        ctx.save_for_backward(q_THK, k_TGK, v_TGK, out_THK, lse_TH, tables.query_tiles)
         ctx.tables, ctx.scale = tables, scale
         return out_THK
 
     @staticmethod
     def backward(ctx: Any, dout_THK: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, _ = ctx.saved_tensors
         dq, dk, dv = attend_gradient(dout_THK, q, k, v, out, lse, ctx.tables, ctx.scale)
         return dq, dk, dv, None, None

@@ -361,7 +361,9 @@ def launch_items(
     num_kv_heads: int,
     scale: float,
 ) -> None:
-    """Run items and merges, group by group; partial results of a group are freed with it."""
+    """Run items and merges, group by group, whose partial results take turns in the same memory."""
+    if not len(tables.items):
+        return
     num_heads, head_dim = q_THK.shape[1:]
     shape = tables.host.num_partials, num_kv_heads
     partial_PGK = q_THK.new_empty(*shape, head_dim, dtype=torch.float32)

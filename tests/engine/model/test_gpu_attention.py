@@ -63,6 +63,15 @@ def test_batches_take_turns_in_the_same_memory(device: torch.device) -> None:
     assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
+def test_a_gradient_after_the_next_batch_was_begun_is_refused(device: torch.device) -> None:
+    rows = [x.to(device) for x in random_rows(9, 2, 1, 16, torch.float32)]
+    attentions = opened(device)
+    out = attentions(np.array([0, 9])).attend(0, rows[0].requires_grad_(), rows[1], rows[2])
+    attentions(np.array([0, 4, 9])).attend(0, rows[0], rows[1], rows[2])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_a_batch_of_nobody_is_zero(device: torch.device) -> None:
     rows = [x.to(device) for x in random_rows(2, 2, 1, 16, torch.float32)]
     for bounds in ([0], [0, 0]):
