@@ -129,9 +129,11 @@ class TritonLinears(Linears):
     def flush(self) -> None:
         """Make the stages whole. Call once, after backward has succeeded.
 
-        Sites that backward did not reach add zeros.
+        Sites that backward did not reach add zeros, and so do runs without rows.
         """
-        close_stages(self.store, self.runs, self.portion, self._written)
+        pairs = zip(self.runs, self.row_counts, strict=True)
+        runs = [run for run, num_rows in pairs if num_rows]
+        close_stages(self.store, runs, self.portion, self._written)
 
     def _plan(self, num_rows: int) -> Adapters:
         store = self.store

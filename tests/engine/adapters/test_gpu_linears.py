@@ -139,6 +139,15 @@ def test_a_group_that_backward_does_not_reach_gives_zeros(store: AdapterStore) -
         assert bool(gradient.any()) == is_reached
 
 
+def test_a_run_without_rows_gets_zeros(store: AdapterStore) -> None:
+    run, idle = make_run(store, 7), make_run(store, 7)
+    x_TD, dys_TO = inputs(20, QKV)
+    x_TD, dys_TO = x_TD.to(store.device), [dy.to(store.device) for dy in dys_TO]
+    store.states.planes[1:3].fill_(float("nan"))
+    run_group(store, QKV, [(run, 20), (idle, 0)], x_TD, dys_TO)
+    assert not any(gradient.any() for gradient in gradient_matrices(store, idle).values())
+
+
 def test_company_changes_no_bit(store: AdapterStore) -> None:
     run, other, third = (make_run(store, rank, seed=rank) for rank in (7, 16, 200))
     x_TD, dys_TO = inputs(160, QKV)
