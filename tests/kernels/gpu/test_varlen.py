@@ -122,6 +122,7 @@ def refuse(*arguments: Any, **options: Any) -> Tensor:
         pytest.param(lambda q, k, v, *x, **y: attend_rightly(q, k.flip(1), v.flip(1), *x, y), False, id="heads of others"),
         pytest.param(lambda q, k, v, c, *x, **y: attend_rightly(q, k, v, c[::2], *x, y), False, id="one sequence"),
         pytest.param(lambda *x, **y: attend_rightly(*x, y).detach().requires_grad_(), False, id="no gradient"),
+        pytest.param(lambda q, k, v, *x, **y: attend_rightly(q, k, 2 * v - v.detach(), *x, y), False, id="twice the gradient"),
         pytest.param(refuse, False, id="refused"),
     ],
 )  # fmt: skip
