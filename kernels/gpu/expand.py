@@ -130,15 +130,16 @@ def add_product(
     """
     for first in range(0, BUCKET, BLOCK_R):
         ranks = first + tl.arange(0, BLOCK_R)
+        # Asked for first: they come from further away than s.
+        is_weight = (ranks < rank)[:, None] & (cols < width)[None, :]
+        rows = ranks.to(tl.int64)[:, None] * pitch
+        w = tl.load(weights_ptr + rows + cols[None, :], mask=is_weight, other=0.0)
         s_places = places[:, None] + ranks[None, :]
         if IS_SPLIT:
             total = sum_planes(s_ptr, s_places, is_row[:, None], plane_size, num_planes)
             s = (total * scale).to(weights_ptr.dtype.element_ty)
         else:
             s = tl.load(s_ptr + s_places, mask=is_row[:, None], other=0.0)
-        is_weight = (ranks < rank)[:, None] & (cols < width)[None, :]
-        rows = ranks.to(tl.int64)[:, None] * pitch
-        w = tl.load(weights_ptr + rows + cols[None, :], mask=is_weight, other=0.0)
         acc = tl.dot(tl.trans(w), tl.trans(s), acc, input_precision="ieee")
     return acc
 

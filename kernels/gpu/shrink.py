@@ -33,6 +33,8 @@ SLAB_UNIT = 128  # columns; a multiple of every program's step
 MAX_SLABS = 8
 WIDE = 65536  # columns, a vocabulary: more slabs, since its batches have few tiles
 MAX_WIDE_SLABS = 32
+# Planes that a program has asked for while it adds them up; left alone it waits for each or two.
+PLANES_AHEAD = tl.constexpr(4)
 _SLAB_UNIT = tl.constexpr(SLAB_UNIT)
 _INTEGERS = [
     "site",
@@ -250,9 +252,8 @@ def _combine_kernel(
 def sum_planes(planes_ptr, places, is_in, plane_size, num_planes):
     """Sum of one tile over the planes that a split shrink wrote, in order."""
     total = tl.load(planes_ptr + places, mask=is_in, other=0.0)
-    for _ in range(1, num_planes):
-        planes_ptr += plane_size
-        total += tl.load(planes_ptr + places, mask=is_in, other=0.0)
+    for plane in tl.range(1, num_planes, num_stages=PLANES_AHEAD):
+        total += tl.load(planes_ptr + plane * plane_size + places, mask=is_in, other=0.0)
     return total
 
 

@@ -22,7 +22,7 @@ from .records import (
     tile_record,
 )
 from .shapes import ModelShape
-from .shrink import check_bucket
+from .shrink import PLANES_AHEAD, check_bucket
 from .tiles import BUCKETS, CHUNK_ROWS, ENTRY_COUNT, ENTRY_FIRST, TILE_ROWS, TilePlan
 from .variants import TYPE_NAMES, Variant
 from .wgrad_chunks import (
@@ -35,7 +35,6 @@ from .wgrad_chunks import (
 )
 
 ADD_BLOCK = 1024  # elements of one program that adds planes
-PLANES_AHEAD = tl.constexpr(4)  # that it has asked for; left alone it waits for each or two
 MAX_PLANE_BYTES = 64 << 20  # of one launch; beyond it programs add all chunks of an entry
 _ADD_INTEGERS = ["site", "half", "num_sites", "granule_units", "pitch_units"]
 
