@@ -34,9 +34,7 @@ class Blocks:
     block_k: int
     num_stages: int
     group: int  # tiles of rows whose programs run together, so that weights come from L2
-    few_rows: int = (
-        0  # up to which programs are narrow and low: most of the work is reading weights
-    )
+    few_rows: int = 0  # up to which programs are low and narrow, so that many read the weights
     narrow_n: int = 0
     narrow_stages: int = 0
 
