@@ -243,7 +243,7 @@ def num_warps(tile_rows: int, dtype: torch.dtype) -> int:
 
 def max_registers(tile_rows: int, dtype: torch.dtype, *, is_split: bool) -> int:
     """See `Variant`: forms that are not stated this have spilled up to eight registers."""
-    return 255 if is_split or tile_rows == 16 or dtype == torch.float32 else 0
+    return 255 if is_split or tile_rows != 64 or dtype == torch.float32 else 0
 
 
 @lru_cache(maxsize=256)
