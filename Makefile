@@ -23,7 +23,7 @@ SDK_PIP := -m pip --disable-pip-version-check install -q --no-compile \
 
 # The oldest Triton that is supported, in an environment of its own that borrows the rest from VENV.
 # `make test` compiles a variant of each kind of kernel with the newest; every variant of the
-# dispatch table takes an hour of two cores: make kernels kernels-oldest.
+# dispatch table takes ten to twenty minutes of two cores: make kernels, make kernels-oldest.
 TRITON_OLDEST := 3.6.0
 
 .PHONY: demo test test-sdk sdk sdk-all check format install mutants bench-quick bench gpu clean
