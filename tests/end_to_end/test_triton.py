@@ -104,3 +104,20 @@ def test_samples_are_those_by_torch(services: list[ServiceClient], model_path: s
     for ours, theirs in zip(*seen, strict=True):
         assert list(ours.tokens) == list(theirs.tokens)
         np.testing.assert_allclose(ours.logprobs, theirs.logprobs, rtol=1e-4, atol=TOLERANCE)
+
+
+def test_bfloat16_is_as_close_to_float32_as_by_torch(model_path: str) -> None:
+    found = {}
+    for kernels, dtype in (("torch", "float32"), ("torch", "bfloat16"), ("triton", "bfloat16")):
+        with started(model_path, kernels, dtype) as engine, engine.client() as service:
+            run = service.create_lora_training_client(model_path, rank=7, seed=1)
+            run.forward_backward(make_data(1, LENGTHS), "cross_entropy")
+            run.optim_step(AdamParams(learning_rate=1e-2)).result(60)
+            output = run.forward(make_data(2, LENGTHS), "cross_entropy").result(60)
+            pieces = [each["logprobs"].to_numpy() for each in output.loss_fn_outputs]
+            found[kernels, dtype] = np.concatenate(pieces)
+    exact = found["torch", "float32"]
+    ours, theirs = (
+        np.linalg.norm(found[kernels, "bfloat16"] - exact) for kernels in ("triton", "torch")
+    )
+    assert 0 < ours <= 2 * theirs
