@@ -158,6 +158,25 @@ def test_nothing_of_the_batched_form_runs(path: Path) -> None:
     assert not BATCHED & set(ops.counts)
 
 
+@pytest.mark.skipif(interpreter.IS_INTERPRETED, reason="a profile of a CUDA device")
+def test_a_device_launches_as_often_for_many_tenants_and_nothing_batched(path: Path) -> None:
+    counts = []
+    for num_tenants in (2, MANY):
+        bench = Bench(path, [8] * num_tenants, is_deterministic=False)
+        works = [work_of(number, number % num_tenants, [4]) for number in range(MANY)]
+        works.sort(key=lambda work: work.run_id)
+        bench.train(works)  # compiles
+        bench.step(works)
+        with torch.profiler.profile() as profile:
+            bench.train(works)
+            bench.step(works)
+            torch.cuda.synchronize()
+        events = profile.events() or []
+        assert not BATCHED & {event.name for event in events}
+        counts.append(sum(event.device_type.name == "CUDA" for event in events))
+    assert 0 < counts[1] <= 1.1 * counts[0]
+
+
 def bits_of_first(bench: Bench, batches: Sequence[Sequence[PassWork]]) -> Found:
     """Log-probabilities, gradient and new weights of run 0 after some batches and a step."""
     found: Found = {}
